@@ -1,0 +1,30 @@
+"""``consilience datasets``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run() -> dict[str, Any]:
+    """The embedded data sets."""
+    from consilience.data.datasets import DATASETS
+
+    return {
+        name: {
+            "what": info.what,
+            "modalities": {m: kind.value for m, kind in info.modalities.items()},
+            "rows": info.rows,
+            "classes": info.classes,
+            "licence": info.licence,
+            "source": info.source,
+        }
+        for name, info in DATASETS.items()
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    for name, info in result.items():
+        rows = ", ".join(f"{count} {split}" for split, count in info["rows"].items())
+        print(
+            f"{name}: {info['what']}\n  {rows}; {info['classes']} classes\n  {info['source']}; {info['licence']}"
+        )

@@ -1,0 +1,55 @@
+"""``consilience import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from consilience.cli.parsing import pairs
+
+
+def run(
+    source: str,
+    out: str | None = None,
+    kinds: str | None = None,
+    columns: str | None = None,
+    on_bad_sample: Literal["stop", "quarantine"] = "stop",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Make a Table from a source.
+
+    Args:
+        source: An embedded data set's name, a manifest (.csv .parquet .jsonl), a folder, RoMo's lists, a 3D MNIST .h5.
+        out: Folder of the new Table (-o); required.
+        kinds: What modalities are, where the files do not tell: image=grey,shape=mesh (rgb, grey, points, mesh).
+        columns: Columns of a manifest that hold files: image=img_path,points=cloud.
+        on_bad_sample: stop at the first unreadable sample, or quarantine such samples and go on.
+    """
+    from consilience.data.importers import import_table
+    from consilience.errors import InputError
+
+    if out is None:
+        raise InputError("consilience import needs a place for the Table: -o FOLDER")
+
+    table = import_table(
+        source,
+        Path(out),
+        kinds=pairs(kinds, "--kinds"),
+        columns=pairs(columns, "--columns"),
+        on_bad_sample=on_bad_sample,
+    )
+    listed = table.path / "quarantine.jsonl"
+    return {
+        "table": str(table.path),
+        "rows": len(table),
+        "modalities": {name: kind.value for name, kind in table.modalities.items()},
+        "quarantined": len(listed.read_text().splitlines()) if listed.exists() else 0,
+        "data_version": table.fingerprint(),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    kinds = ", ".join(f"{name} ({kind})" for name, kind in result["modalities"].items())
+    print(f"{result['table']}: {result['rows']} rows; {kinds}")
+    if result["quarantined"]:
+        print(f"{result['quarantined']} unreadable samples set aside: {result['table']}/quarantine.jsonl")

@@ -1,0 +1,56 @@
+"""What a Table holds and what a batch is: the vocabulary that every other room shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+
+class Kind(StrEnum):
+    """What the bytes of a modality are, and the tensor they decode to."""
+
+    RGB = "rgb"
+    """Colour image: uint8 [3, S, S], channel order red, green, blue."""
+    GREY = "grey"
+    """Grey image: uint8 [1, S, S]."""
+    POINTS = "points"
+    """Point cloud: float32 [P, 3], one point a row, columns x (right), y (up), z."""
+    MESH = "mesh"
+    """Triangle mesh: float32 [F, 18], one face a row: centre 3, corners relative to the centre 9, unit normal 3,
+    row numbers of the three neighbouring faces 3 (edges 12, 23, 31; the face itself where there is none)."""
+
+    @property
+    def is_image(self) -> bool:
+        return self in (Kind.RGB, Kind.GREY)
+
+
+Modalities = Mapping[str, Kind]
+"""Modality name to kind, in the order of the Table's columns."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded rows. Carries no labels: unsupervised methods cannot see what is not there."""
+
+    index: Int64[Tensor, " b"]
+    """Stable row key: position in the training set, key of every memory and belief."""
+    values: Mapping[str, Tensor]
+    """Modality name to tensor [b, ...] as :class:`Kind` says; rows whose modality is absent hold zeros."""
+    present: Mapping[str, Bool[Tensor, " b"]]
+    """Modality name to presence mask."""
+
+    def __len__(self) -> int:
+        return int(self.index.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(
+            self.index.to(device),
+            {name: value.to(device, non_blocking=True) for name, value in self.values.items()},
+            {name: mask.to(device) for name, mask in self.present.items()},
+        )

@@ -1,0 +1,211 @@
+"""Image encoders: a small network for small images, ResNets, and any vision model of transformers.
+
+Input of all: float [B, C, S, S] in [0, 1], C = 1 (grey) or 3 (red, green, blue); each normalises by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from consilience.encoders.base import Encoder
+from consilience.encoders.norm import BatchNorm1d, BatchNorm2d, synchronise
+from consilience.errors import InputError, unknown
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESNETS: dict[int, tuple[str, list[int], list[int]]] = {
+    18: ("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
+    50: ("bottleneck", [3, 4, 6, 3], [256, 512, 1024, 2048]),
+    101: ("bottleneck", [3, 4, 23, 3], [256, 512, 1024, 2048]),
+}
+
+
+class _Normalise(nn.Module):
+    """(x - mean) / std a channel; a grey image is shown as three equal channels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std  # broadcasting repeats a single channel
+
+
+class SmallCNN(Encoder):
+    """Three 3x3 convolutions of stride 2 with BN and ReLU, a 4x4 average map with its layout kept, one layer.
+
+    For images of 28 to 64 pixels; the 4x4 map keeps where things are, which one global mean would lose.
+    """
+
+    def __init__(
+        self, channels_in: int, width: int = 128, channels: tuple[int, int, int] = (32, 64, 128)
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.channels_in = channels_in
+        sizes = [channels_in, *channels]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False),
+                BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.Linear(16 * channels[-1], width, bias=False), BatchNorm1d(width), nn.ReLU()
+        )
+
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+        """Features of images in [0, 1]; raises :class:`InputError` on another number of channels."""
+        if x.shape[1] != self.channels_in:
+            raise InputError(
+                f"images have {x.shape[1]} channels, the encoder was built for {self.channels_in}; "
+                "use the kind (rgb or grey) it was built for"
+            )
+        out: Tensor = self.head(F.adaptive_avg_pool2d(self.features(2 * x - 1), 4).flatten(1))
+        return out
+
+
+class ResNet(Encoder):
+    """ResNet-18, -50 or -101 (He et al., CVPR 2016) from random weights: pooled 512 or 2048 features."""
+
+    def __init__(self, depth: int = 18) -> None:
+        super().__init__()
+        from transformers import ResNetConfig, ResNetModel
+
+        if depth not in RESNETS:
+            raise unknown("ResNet depth", str(depth), map(str, RESNETS))
+        kind, depths, sizes = RESNETS[depth]
+        config = ResNetConfig(layer_type=kind, depths=depths, hidden_sizes=sizes, embedding_size=64)
+        self.width = sizes[-1]
+        self.normalise = _Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.model = synchronise(ResNetModel(config))
+
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+        """Features of images in [0, 1] of any size of 32 pixels or more."""
+        out: Tensor = self.model(pixel_values=self.normalise(x)).pooler_output.flatten(1)
+        return out
+
+
+def resnet18() -> ResNet:
+    """ResNet-18 from random weights, 512 features."""
+    return ResNet(18)
+
+
+class HuggingFaceImage(Encoder):
+    """A vision model of transformers from a folder or hub id: ViT, DINOv2, ResNet, ConvNeXt, CLIP, SigLIP.
+
+    Features are the model's pooled output (for two-tower models the projected image embedding), or its first
+    token where the checkpoint has no trained pooler. Mean, std and size come from the checkpoint; images
+    are resized to the model's size (bilinear, antialiased). Raises :class:`InputError` when there is no such
+    model, or it does not read images.
+    """
+
+    def __init__(self, path_or_id: str) -> None:
+        super().__init__()
+        model = _load(path_or_id)
+        if hasattr(model.config, "mask_ratio"):
+            model.config.mask_ratio = 0.0  # masked autoencoders drop patches at random, in evaluation too
+        self.projection = getattr(model, "visual_projection", None)
+        # Of a two-tower model only the image tower stays: the rest would cost memory and never get gradients.
+        model = getattr(model, "vision_model", model)
+        if getattr(model, "main_input_name", "") != "pixel_values":
+            raise InputError(f"{path_or_id} does not read images; choose a vision model such as ViT or CLIP")
+        self.model = synchronise(model)
+        settings = _image_settings(path_or_id)
+        self.normalise = _Normalise(
+            settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+        )
+        size = getattr(model.config, "image_size", None) or settings.get("crop_size") or settings.get("size")
+        self.image_size = _height_and_width(size)
+        training = self.training
+        with torch.no_grad():
+            self.width = self.eval()(torch.zeros(1, 3, *self.image_size)).shape[1]
+        self.train(training)
+
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+        """Features of images in [0, 1] of any size."""
+        if x.shape[2:] != self.image_size:
+            x = F.interpolate(x, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+            x = x.clamp(0, 1)
+        out = self.model(pixel_values=self.normalise(x))
+        pooled: Tensor | None = getattr(out, "pooler_output", None)
+        if pooled is None:
+            hidden: Tensor = out.last_hidden_state
+            pooled = hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
+        pooled = pooled.flatten(1)
+        return pooled if self.projection is None else self.projection(pooled)
+
+
+def _is_folder_name(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.count("/") != 1 or Path(name).exists()
+
+
+def _load(path_or_id: str) -> Any:
+    """The model with its weights; a pooler that the checkpoint did not train is taken off."""
+    from transformers import AutoModel
+
+    folder = Path(path_or_id).expanduser()
+    if "/" in path_or_id and _is_folder_name(path_or_id) and not (folder / "config.json").is_file():
+        raise InputError(
+            f"no vision model in {folder}: config.json is missing; give a folder that save_pretrained wrote"
+        )
+    try:
+        model, report = AutoModel.from_pretrained(
+            str(folder) if folder.exists() else path_or_id, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot load the vision model {path_or_id!r} ({reason}); check the name and the network, or "
+            "download it once with 'hf download ID --local-dir FOLDER' and pass hf:FOLDER"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if any(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    others = [key for key in missing if not key.startswith("pooler.")]
+    if others:
+        raise InputError(
+            f"{path_or_id}: the weights lack {len(others)} tensors of the model (first: {others[0]}); "
+            "use a complete checkpoint"
+        )
+    return model
+
+
+def _image_settings(path_or_id: str) -> dict[str, Any]:
+    """preprocessor_config.json beside the weights, empty when there is none."""
+    from transformers.utils import cached_file
+
+    folder = Path(path_or_id).expanduser()
+    try:
+        found = cached_file(
+            str(folder) if folder.exists() else path_or_id,
+            "preprocessor_config.json",
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError:
+        found = None
+    settings = json.loads(Path(found).read_text()) if found else {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    """Pixels from the spellings in checkpoints: 224, [224, 224], {"height": ...}, {"shortest_edge": ...}."""
+    if isinstance(size, dict):
+        size = [size["height"], size["width"]] if "height" in size else size.get("shortest_edge")
+    sides: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size or 224]
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,26 @@
+"""The errors a user can cause. Each message is one line: what was wrong, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConsilienceError(Exception):
+    """Something failed although the request was sound (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(ConsilienceError, ValueError):
+    """Bad usage or bad input (exit code 2). The message names the file, row or flag and the remedy."""
+
+    exit_code = 2
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """An :class:`InputError` for a name that does not exist, with the nearest known spelling."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    return InputError(f"unknown {what} {name!r}; {hint}")

@@ -1,0 +1,67 @@
+"""InfoNCE, once: explicit positives and candidates, so that every contrastive paper is a choice of masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+def info_nce(
+    logits: Float[Tensor, "n m"],
+    positives: Bool[Tensor, "n m"],
+    candidates: Bool[Tensor, "n m"] | None = None,
+) -> Float[Tensor, " n"]:
+    """-log( sum over positives of exp(logit) / sum over candidates of exp(logit) ), one value a row, float32.
+
+    ``candidates`` (default: all) are the terms of the denominator; a positive always counts as one. Rows without a
+    positive give 0 and no gradient. Computed by log-sum-exp in float32: finite for any finite logits.
+    """
+    logits = logits.float()
+    low = torch.finfo(torch.float32).min / 4
+    allowed = logits if candidates is None else logits.masked_fill(~(candidates | positives), low)
+    value = torch.logsumexp(allowed, 1) - torch.logsumexp(logits.masked_fill(~positives, low), 1)
+    return torch.where(positives.any(1), value, value.new_zeros(()))
+
+
+def nt_xent(
+    views: Sequence[Float[Tensor, "b d"]],
+    temperature: float,
+    groups: Int64[Tensor, " b"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of recognising a sample's other views among the batch (NT-Xent; mean over V*B anchors).
+
+    ``views``: V tensors [B, D], row i of each is sample i; vectors are normalised here. An anchor is no candidate
+    of itself. ``groups``: pseudo-labels; samples of the anchor's group are removed from its negatives (its own
+    other views stay), negative numbers mean "no group known".
+    """
+    z = F.normalize(torch.cat(list(views)).float(), dim=1)
+    count, samples = z.shape[0], views[0].shape[0]
+    sample = torch.arange(samples, device=z.device).repeat(len(views))
+    itself = torch.eye(count, dtype=torch.bool, device=z.device)
+    positives = (sample[:, None] == sample[None]) & ~itself
+    candidates = ~itself
+    if groups is not None:
+        group = groups.repeat(len(views))
+        candidates &= (group[:, None] != group[None]) | (group[:, None] < 0)
+    return info_nce(z @ z.T / temperature, positives, candidates).mean()
+
+
+def pairwise_nt_xent(
+    views: Sequence[Float[Tensor, "b d"]],
+    present: Sequence[Bool[Tensor, " b"]],
+    temperature: float,
+    groups: Int64[Tensor, " b"] | None = None,
+) -> Float[Tensor, ""]:
+    """Sum of :func:`nt_xent` over all pairs of views, each over the samples that have both."""
+    total = views[0].new_zeros((), dtype=torch.float32)
+    for a in range(len(views)):
+        for b in range(a + 1, len(views)):
+            both = present[a] & present[b]
+            if int(both.sum()) > 1:
+                chosen = None if groups is None else groups[both]
+                total = total + nt_xent([views[a][both], views[b][both]], temperature, chosen)
+    return total

@@ -1,0 +1,146 @@
+"""What every method is: a module with declared phases and few verbs.
+
+The training loop owns steps, optimisers, processes, files and logs; a method turns batches into loss terms and
+vectors. It never learns how many processes run: it gathers rows (:func:`consilience.distributed.gather_rows`)
+and otherwise works on tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from consilience.data.decode import DecodeConfig
+from consilience.data.schema import Batch, Modalities
+from consilience.errors import InputError
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How a phase is optimised."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """Of SGD; unused by the others."""
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    """One-cycle: 5% linear warm-up, then cosine to 0, by step. Cosine: to 0 over the phase, by epoch."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The torch optimiser over ``parameters``."""
+        if self.name == "sgd":
+            return torch.optim.SGD(
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            )
+        cls = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return cls(parameters, self.lr, weight_decay=self.weight_decay)
+
+    def factor(self, step: int, steps: int, epochs: int) -> float:
+        """The multiple of ``lr`` at ``step`` of ``steps`` of a phase of ``epochs`` (a pure function: no state)."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            epoch = step * epochs // max(1, steps)
+            return 0.5 * (1 + float(np.cos(np.pi * epoch / max(1, epochs))))
+        rise = max(1, steps // 20)
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / max(1, steps - rise))))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with its own optimiser; phases run in order and can be resumed alone."""
+
+    name: str
+    epochs: int
+    optimiser: Optimiser
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a step stands: everything a schedule or a keyed random draw may depend on."""
+
+    phase: int
+    """Position of the phase in :meth:`Method.phases`."""
+    name: str
+    """Its name."""
+    epoch: int
+    """Epoch within the phase, from 0."""
+    fraction: float
+    """Share of the phase's steps already taken, in [0, 1)."""
+    seed: int
+    """The run's seed."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The training set as the method sees it now, in evaluation mode and without augmentation."""
+
+    vectors: Mapping[str, Float[Tensor, "n d"]]
+    """Modality name to vectors; row i is training sample i, zeros where the modality is absent."""
+    present: Mapping[str, Bool[Tensor, " n"]]
+
+
+EncodeAll = Callable[[], Encoded]
+Beliefs = dict[str, np.ndarray[Any, Any]]
+"""Column name to one value a training sample: what the method believes (pseudo-labels, confidences)."""
+
+
+class Method(nn.Module, ABC):
+    """A published system. Subclasses are built as ``cls(config, modalities, samples)``."""
+
+    Config: ClassVar[type]
+    config: Any
+    modalities: dict[str, Any]
+
+    def __init__(self, config: Any, modalities: Modalities, samples: int) -> None:
+        super().__init__()
+        self.config, self.modalities, self.samples = config, dict(modalities), samples
+
+    @property
+    @abstractmethod
+    def decode(self) -> DecodeConfig:
+        """The sizes samples are decoded to."""
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases in order, those of 0 epochs included (they are skipped)."""
+
+    @abstractmethod
+    def trained(self, phase: str) -> list[nn.Module]:
+        """The modules that the phase trains; everything else is frozen."""
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Named loss terms, float32 scalars, whose sum is the objective. ``batch`` carries no labels."""
+
+    @abstractmethod
+    def encode(self, batch: Batch, modality: str) -> Float[Tensor, "b d"]:
+        """Vectors in the common space for one modality, without augmentation; compared by cosine."""
+
+    def prepare(self, progress: Progress, encode_all: EncodeAll) -> None:
+        """Called at the start of every epoch (epoch 0: of the phase). ``encode_all`` costs a pass over the data."""
+        return
+
+    def finish(self, progress: Progress, encode_all: EncodeAll) -> Beliefs:
+        """Called at the end of a phase; returns beliefs to be written as columns of the Table."""
+        return {}
+
+    @abstractmethod
+    def agreement(self, held_out: Encoded) -> float:
+        """How well the modalities agree on held-out pairs, without labels; the loop keeps the epoch of the highest."""
+
+    def believe(self, labels: Mapping[str, Tensor]) -> None:
+        """Take the given labels, int64 [N] by modality, instead of own pseudo-labels."""
+        raise InputError(f"{type(self).__name__} takes no given labels; drop --train.given")

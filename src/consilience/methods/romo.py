@@ -1,0 +1,447 @@
+"""RoMo: robust unsupervised multimodal learning with noisy pseudo-labels.
+
+The problem. Pairs of views of the same thing are known (an image and a point cloud of one object), categories are
+not; find a common space in which things of one category lie together whatever the modality.
+
+Paper: Y. Li, Y. Qin, Y. Sun, D. Peng, X. Peng, P. Hu, "RoMo: Robust Unsupervised Multimodal Learning with Noisy
+Pseudo Labels", IEEE Transactions on Image Processing 33, 2024, 5086-5097, doi 10.1109/TIP.2024.3426482.
+
+Two stages. *Annotate* (the paper's PLA): self-matching supervision (SSM) against memory banks and prototypes plus
+modality-invariance learning (MLM). *Robust* (RDL): learn from the resulting pseudo-labels with the robust
+concentrating loss (RCLL) plus MLM.
+
+What differs from the authors' release. Nothing here reads a label: pseudo-labels are arg max over prototypes as the
+paper draws it (the release writes true labels of farthest samples), pairs are matched by id, rows of the bank belong
+to their samples, and k-means of each view starts from the joint centres. Beside the paper's recipe
+(``recipes/romo-paper.yaml``) stand four repairs that are on by default, each a field below: a contrastive warm-up
+before clustering, balanced targets fused over the modalities and smoothed over neighbours, pseudo-label-aware
+negatives, and re-labelling with less weight where the modalities disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from consilience.data.decode import DecodeConfig
+from consilience.data.schema import Batch, Kind, Modalities
+from consilience.distributed import gather_rows
+from consilience.encoders.build import EncoderConfig, build_encoder
+from consilience.errors import InputError
+from consilience.heads.projection import Prototypes, classifier, projection
+from consilience.losses import robust
+from consilience.losses.contrastive import pairwise_nt_xent
+from consilience.memory.bank import Bank
+from consilience.methods.base import Beliefs, EncodeAll, Encoded, Method, Optimiser, Phase, Progress
+from consilience.methods.registry import register
+from consilience.noise.clustering import kmeans, mutual_information, neighbour_mean, sinkhorn
+from consilience.views.geometry import ViewConfig, plain, view
+
+
+@dataclass(frozen=True)
+class RoMoConfig:
+    """Hyper-parameters; the defaults are ours, ``recipes/romo-paper.yaml`` holds the paper's."""
+
+    clusters: int = 10
+    """K, the number of categories. Nothing else of the labels is ever used."""
+    width: int = 64
+    """D, dimension of the common space in the annotate stage (paper: 1024)."""
+    robust_width: int = 64
+    """D in the robust stage when ``restart`` builds new networks (paper: 256)."""
+    robust_neighbours: int = 20
+    """k of DGCNN in the robust stage's new networks (paper: 40; annotate stage: encoders.neighbours)."""
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    """Networks of the modalities and their input sizes."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """Strength of the augmentation."""
+    rectified: bool = False
+    """ReLU after the image projection (paper: on)."""
+
+    warmup_epochs: int = 5
+    """Epochs of MLM alone before the first clustering; stands in for pre-trained encoders (paper: 0)."""
+    annotate_epochs: int = 4
+    """Epochs of the annotate stage (paper: 30)."""
+    robust_epochs: int = 4
+    """Epochs of the robust stage (paper: 50)."""
+    batch_size: int = 100
+    """Pairs a step over all processes (paper: 50)."""
+    annotate_optimiser: Optimiser = field(default_factory=Optimiser)
+    """Warm-up and annotate stage (paper: SGD 1e-3, weight decay 1e-5, cosine)."""
+    robust_optimiser: Optimiser = field(default_factory=Optimiser)
+    """Robust stage (paper: SGD 2e-4, weight decay 1e-6, cosine)."""
+
+    ssm_weight: float = 1.0
+    """Weight of SSM in the annotate stage (paper: 0.75)."""
+    mlm_weight: float = 0.5
+    """Weight of MLM in the annotate stage (paper: 0.25)."""
+    rdl_weight: float = 1.0
+    """Weight of the robust loss (paper: 0.7)."""
+    robust_mlm_weight: float = 0.5
+    """Weight of MLM in the robust stage (paper: 0.7)."""
+    tau: float = 0.1
+    """Temperature of MLM in warm-up and annotate stage (paper: 0.05)."""
+    robust_tau: float = 0.1
+    """Temperature of MLM in the robust stage (paper: 0.15)."""
+    bank_momentum: float = 0.9
+    """Weight of the old row in the memory bank's update (section SSM)."""
+    clustering_seed: int = 313
+    """Seed of k-means (the release's value)."""
+
+    targets: Literal["per-view", "fused"] = "fused"
+    """Where targets come from. per-view (paper): arg max of the prototypes on each view's own bank. fused: one label
+    a pair from the mean of the banks, by balanced assignment, so that no cluster can swallow the others."""
+    neighbours: int = 10
+    """Fused targets are taken from the mean of that many nearest samples (1: no smoothing; paper: 1)."""
+    head: Literal["prototypes", "mlp"] = "prototypes"
+    """Classifier of the robust stage: cosine prototypes carried over, or the paper's new Linear-ReLU-Linear."""
+    temperature: float = 0.1
+    """Of the cosine prototypes (fused targets)."""
+    restart: bool = False
+    """New networks for the robust stage (paper: on) instead of going on with the annotators."""
+    robust_loss: Literal["rcll", "rcll-released", "ce", "mae", "gce"] = "rcll"
+    """RCLL as the paper means it, as the release computes it, or a baseline in its place."""
+    alpha: float = 0.25
+    """Exponent of RCLL."""
+    clip: Literal["none", "chance", "ramp"] = "ramp"
+    """Probabilities up to 1/K carry no gradient: never, always (paper's intent), or from 10% to 50% of the stage."""
+    exclude_same: bool = True
+    """Samples of the anchor's pseudo-label are no negatives of MLM in the robust stage (paper: they are)."""
+    relabel: bool = True
+    """Draw new pseudo-labels at every epoch of the robust stage (paper: once)."""
+    disagreement_weight: float = 0.3
+    """Weight of pairs whose modalities predict different clusters, before scaling the mean to 1 (paper: 1)."""
+
+    def __post_init__(self) -> None:
+        if self.clusters < 2:
+            raise InputError(f"--method.clusters {self.clusters}: at least 2 clusters are needed")
+        if self.batch_size < 4:
+            raise InputError(
+                f"--method.batch_size {self.batch_size}: batch norm and MLM need at least 4 pairs"
+            )
+        for name in ("tau", "robust_tau", "temperature"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--method.{name} {getattr(self, name)}: a temperature is positive")
+
+
+class Towers(nn.ModuleDict):
+    """One encoder and projection a modality: float [b, ...] -> z, float [b, D]."""
+
+    def __init__(self, config: RoMoConfig, modalities: Modalities, width: int, neighbours: int) -> None:
+        super().__init__()
+        sizes = replace(config.encoders, points_width=width, neighbours=neighbours)
+        for name, kind in modalities.items():
+            encoder = build_encoder(kind, sizes)
+            if kind is Kind.POINTS and sizes.points != "small":
+                self[name] = encoder  # DGCNN and PointNet end in their own projection to D
+            else:
+                after = projection(encoder.width, width, rectified=config.rectified and kind.is_image)
+                self[name] = nn.Sequential(encoder, after)
+
+
+def ssm(logits: Sequence[Float[Tensor, "b k"]], targets: Sequence[Int64[Tensor, " b"]]) -> Float[Tensor, ""]:
+    """L_ssm: sum over views of the mean cross-entropy between W_v z_v and the target cluster."""
+    return torch.stack([F.cross_entropy(x.float(), t) for x, t in zip(logits, targets, strict=True)]).sum()
+
+
+def mlm(
+    views: Sequence[Float[Tensor, "b d"]],
+    present: Sequence[Bool[Tensor, " b"]],
+    tau: float,
+    groups: Int64[Tensor, " b"] | None = None,
+) -> Float[Tensor, ""]:
+    """L_mlm: for two views (2 / 2B) times the sum over anchors, i.e. twice NT-Xent; summed over pairs of views."""
+    return 2 * pairwise_nt_xent(views, present, tau, groups)
+
+
+def rdl(
+    logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], config: RoMoConfig, fraction: float
+) -> Float[Tensor, " b"]:
+    """The robust loss of the second stage, one value a sample; ``fraction`` of the stage drives the ramp."""
+    if config.robust_loss == "rcll":
+        chance = 1 / config.clusters
+        floor = {"none": 0.0, "chance": chance, "ramp": robust.chance_ramp(fraction, config.clusters)}
+        return robust.rcll(logits, labels, config.alpha, floor[config.clip])
+    if config.robust_loss == "rcll-released":
+        return robust.rcll_released(logits, labels, config.alpha)
+    baseline = {
+        "ce": robust.cross_entropy,
+        "mae": robust.mean_absolute_error,
+        "gce": robust.generalised_cross_entropy,
+    }
+    return baseline[config.robust_loss](logits, labels)
+
+
+@register(
+    "romo",
+    title="unsupervised common space of paired modalities through noisy pseudo-labels",
+    paper="Li, Qin, Sun, Peng, Peng, Hu: RoMo, IEEE TIP 33, 2024",
+    kinds=("rgb", "grey", "points", "mesh"),
+)
+class RoMo(Method):
+    """Warm-up, annotate, robust; see the file's header. State: towers, prototypes, banks, labels, weights."""
+
+    Config = RoMoConfig
+    config: RoMoConfig
+    labels: Tensor
+    weights: Tensor
+    stage: Tensor
+    given: Tensor
+
+    def __init__(self, config: RoMoConfig, modalities: Modalities, samples: int) -> None:
+        super().__init__(config, modalities, samples)
+        if len(modalities) < 2:
+            raise InputError(
+                f"RoMo aligns modalities and needs two or more; the data has {', '.join(modalities)}"
+            )
+        if samples < config.clusters:
+            raise InputError(f"{samples} training samples cannot form {config.clusters} clusters; "
+                             "lower --method.clusters or give more data")  # fmt: skip
+        names, fused = list(modalities), config.targets == "fused"
+        self.towers = nn.ModuleDict(
+            {"annotate": Towers(config, modalities, config.width, config.encoders.neighbours)}
+        )
+        if config.restart:
+            self.towers["robust"] = Towers(config, modalities, config.robust_width, config.robust_neighbours)
+        width = config.robust_width if config.restart else config.width
+        temperature = config.temperature if fused else None
+        # per view W_v as in the paper, or one set of centres that all views share
+        self.prototypes = nn.ModuleDict(
+            {
+                name: Prototypes(config.clusters, config.width, temperature)
+                for name in (["all"] if fused else names)
+            }
+        )
+        self.head = (
+            classifier(width, 128, config.clusters)
+            if config.head == "mlp"
+            else Prototypes(config.clusters, width, config.temperature)
+        )
+        self.banks = nn.ModuleDict({name: Bank(samples, config.width) for name in names})
+        self.register_buffer("labels", torch.zeros(len(names), samples, dtype=torch.int64))
+        self.register_buffer("weights", torch.ones(samples))
+        self.register_buffer("stage", torch.tensor(0))
+        self.register_buffer("given", torch.tensor(False))
+
+    @property
+    def decode(self) -> DecodeConfig:
+        sizes = self.config.encoders
+        return DecodeConfig(image_size=sizes.image_size, n_points=sizes.n_points, n_faces=sizes.n_faces)
+
+    def phases(self) -> tuple[Phase, ...]:
+        c = self.config
+        return (
+            Phase("warmup", c.warmup_epochs, c.annotate_optimiser, c.batch_size),
+            Phase("annotate", c.annotate_epochs, c.annotate_optimiser, c.batch_size),
+            Phase("robust", c.robust_epochs, c.robust_optimiser, c.batch_size),
+        )
+
+    def trained(self, phase: str) -> list[nn.Module]:
+        if phase == "robust":
+            return [self._towers("robust"), self.head]
+        return [self._towers(phase), *([self.prototypes] if phase == "annotate" else [])]
+
+    def _towers(self, phase: str) -> nn.Module:
+        return self.towers["robust" if phase == "robust" and self.config.restart else "annotate"]
+
+    def _prototypes(self, name: str) -> nn.Module:
+        return self.prototypes["all" if self.config.targets == "fused" else name]
+
+    def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        c, towers = self.config, self._towers(progress.name)
+        z, present = [], []
+        for position, (name, kind) in enumerate(self.modalities.items()):
+            key = (progress.seed, progress.phase, progress.epoch, position)
+            seen = batch.present[name]
+            x = view(batch.values[name][seen], kind, batch.index[seen], key, c.views)
+            encoded = towers[name](x)
+            z.append(gather_rows(encoded.new_zeros(len(batch), encoded.shape[1]).index_put((seen,), encoded)))
+            present.append(gather_rows(seen))
+        index = gather_rows(batch.index)
+        if progress.name == "warmup":
+            return {"mlm": mlm(z, present, c.tau)}
+        if progress.name == "annotate":
+            return self._annotate(z, present, index)
+        return self._robust(z, present, index, progress.fraction)
+
+    def _annotate(self, z: list[Tensor], present: list[Tensor], index: Tensor) -> dict[str, Tensor]:
+        """One step of PLA: SSM + MLM, then the touched rows of the banks follow."""
+        c, logits, targets = self.config, [], []
+        for position, name in enumerate(self.modalities):
+            seen, head, bank = present[position], self._prototypes(name), self.banks[name]
+            logits.append(head(z[position][seen]))
+            if c.targets == "fused":
+                targets.append(self.labels[position, index[seen]])
+            else:  # the view teaches itself: its slowly moving bank row names the cluster of its present vector
+                with torch.no_grad():
+                    targets.append(head(bank.rows[index[seen]]).argmax(1))
+            bank.update(index[seen], z[position][seen].detach(), c.bank_momentum)
+        return {
+            "ssm": c.ssm_weight * ssm(logits, targets),
+            "mlm": c.mlm_weight * mlm(z, present, c.tau),
+        }
+
+    def _robust(
+        self, z: list[Tensor], present: list[Tensor], index: Tensor, fraction: float
+    ) -> dict[str, Tensor]:
+        """One step of RDL: robust loss on the pseudo-labels of each view + MLM."""
+        c, terms = self.config, []
+        weight = self.weights[index] / self.weights[index].mean().clamp(min=1e-6)
+        for position in range(len(z)):
+            seen = present[position]
+            each = rdl(self.head(z[position][seen]), self.labels[position, index[seen]], c, fraction)
+            terms.append((weight[seen] * each).mean())
+        agreed = (self.labels[:, index] == self.labels[:1, index]).all(0)
+        groups = torch.where(agreed, self.labels[0, index], -1) if c.exclude_same else None
+        return {
+            "rdl": c.rdl_weight * torch.stack(terms).sum(),
+            "mlm": c.robust_mlm_weight * mlm(z, present, c.robust_tau, groups),
+        }
+
+    @torch.no_grad()
+    def prepare(self, progress: Progress, encode_all: EncodeAll) -> None:
+        """Start of an epoch: fill the banks and cluster once; renew fused targets; renew pseudo-labels."""
+        if progress.epoch == 0:
+            self.stage.fill_(progress.phase)
+        if progress.name == "annotate":
+            if progress.epoch == 0:
+                self._initialise(encode_all())
+            if self.config.targets == "fused":
+                self._label(self._banks(), self._prototypes("all"))
+        elif progress.name == "robust" and not self.given:
+            if progress.epoch == 0 and not self.config.restart:
+                self._carry_head(encode_all)
+            elif progress.epoch > 0 and self.config.relabel:
+                self._label(encode_all(), self.head)
+
+    def _initialise(self, encoded: Encoded) -> None:
+        """Banks from the encoders; k-means on all banks together, then on each bank from the joint centres."""
+        c, rows = self.config, []
+        for name, bank in self.banks.items():
+            bank.fill(encoded.vectors[name])
+            bank.rows[~encoded.present[name]] = 0
+            rows.append(bank.rows[encoded.present[name]])
+        if c.targets == "fused":
+            joint, _ = kmeans(_fuse(self._banks()), c.clusters, c.clustering_seed)
+            self._prototypes("all").set(F.normalize(joint, dim=1))
+            return
+        joint, _ = kmeans(torch.cat(rows), c.clusters, c.clustering_seed)
+        for name, own in zip(self.banks, rows, strict=True):
+            centres, _ = kmeans(own, c.clusters, c.clustering_seed, start=joint)
+            self._prototypes(name).set(centres)
+
+    def _banks(self) -> Encoded:
+        rows = {name: bank.rows for name, bank in self.banks.items()}
+        return Encoded(rows, {name: row.abs().sum(1) > 0 for name, row in rows.items()})
+
+    def _carry_head(self, encode_all: EncodeAll) -> None:
+        """Without new networks the robust head continues from the prototypes (or from the labels' class means)."""
+        if isinstance(self.head, Prototypes):
+            if self.config.targets == "fused":
+                self.head.set(self._prototypes("all").weight)
+            else:
+                vectors = _fuse(encode_all())
+                sums = torch.zeros_like(self.head.weight).index_add_(0, self.labels[0], vectors)
+                self.head.set(F.normalize(sums, dim=1))
+
+    def _label(self, encoded: Encoded, head: nn.Module) -> None:
+        """Pseudo-labels and weights of all samples from ``encoded`` under ``head``."""
+        c = self.config
+        own = torch.stack([head(encoded.vectors[name]).argmax(1) for name in self.modalities])
+        if c.targets == "fused":
+            smooth = neighbour_mean(_fuse(encoded), c.neighbours)
+            cosine = (
+                head(smooth).softmax(1).log() * c.temperature
+                if c.head == "mlp"
+                else head(smooth) * c.temperature
+            )
+            self.labels[:] = sinkhorn(cosine).argmax(1)
+        else:
+            self.labels.copy_(own)
+        agree = torch.ones(self.samples, dtype=torch.bool, device=own.device)
+        for a in range(len(own)):  # a missing modality does not vote
+            first, second = list(self.modalities)[0], list(self.modalities)[a]
+            both = encoded.present[first] & encoded.present[second]
+            agree &= (own[0] == own[a]) | ~both
+        self.weights.copy_(torch.where(agree, 1.0, c.disagreement_weight))
+
+    @torch.no_grad()
+    def finish(self, progress: Progress, encode_all: EncodeAll) -> Beliefs:
+        """After annotate: the pseudo-labels the robust stage starts from. After robust: its final ones."""
+        if progress.name == "warmup" or bool(self.given):
+            return {}
+        encoded = encode_all()
+        if progress.name == "annotate":
+            if self.config.targets == "fused":
+                self._label(encoded, self._prototypes("all"))
+            else:
+                own = [self._prototypes(name)(encoded.vectors[name]).argmax(1) for name in self.modalities]
+                self.labels.copy_(torch.stack(own))
+                self.weights.fill_(1.0)
+        else:
+            self._label(encoded, self.head)
+        probability = self.probabilities(encoded)
+        beliefs: Beliefs = {"pseudo_weight": self.weights.cpu().numpy()}
+        for position, name in enumerate(self.modalities):
+            beliefs[f"pseudo_{name}"] = self.labels[position].cpu().numpy()
+            beliefs[f"pseudo_{name}_own"] = probability[name].argmax(1).cpu().numpy()
+            confidence = probability[name].gather(1, self.labels[position][:, None])[:, 0]
+            beliefs[f"pseudo_{name}_confidence"] = confidence.float().cpu().numpy()
+        return beliefs
+
+    def believe(self, labels: Mapping[str, Tensor]) -> None:
+        """Use the given labels (imported pseudo-labels, or true ones for a supervised ceiling) throughout."""
+        for position, name in enumerate(self.modalities):
+            top = int(labels[name].max())
+            if top >= self.config.clusters or int(labels[name].min()) < 0:
+                raise InputError(f"given labels of {name} reach from {int(labels[name].min())} to {top}; "
+                                 f"expected 0..{self.config.clusters - 1} (--method.clusters)")  # fmt: skip
+            self.labels[position] = labels[name].to(self.labels.device)
+        self.given.fill_(True)
+
+    def probabilities(self, encoded: Encoded) -> dict[str, Float[Tensor, "n k"]]:
+        """Soft cluster membership of each modality under the classifier of the current stage."""
+        robust_stage = int(self.stage) == 2
+        heads = {name: self.head if robust_stage else self._prototypes(name) for name in self.modalities}
+        return {name: head(encoded.vectors[name]).softmax(1) for name, head in heads.items()}
+
+    def encode(self, batch: Batch, modality: str) -> Float[Tensor, "b d"]:
+        towers = self._towers("robust" if int(self.stage) == 2 else "annotate")
+        vectors: Tensor = towers[modality](plain(batch.values[modality], self.modalities[modality]))
+        return vectors
+
+    @torch.no_grad()
+    def agreement(self, held_out: Encoded) -> float:
+        """Before there are clusters: mean reciprocal rank of the true partner (both ways, all pairs of modalities).
+        After: mutual information of the modalities' cluster predictions."""
+        names = list(self.modalities)
+        values = []
+        probability = self.probabilities(held_out) if int(self.stage) > 0 else {}
+        for a, first in enumerate(names):
+            for second in names[a + 1 :]:
+                both = held_out.present[first] & held_out.present[second]
+                if int(self.stage) > 0:
+                    values.append(mutual_information(probability[first][both], probability[second][both]))
+                    continue
+                u = F.normalize(held_out.vectors[first][both], dim=1)
+                s = u @ F.normalize(held_out.vectors[second][both], dim=1).T
+                own = s.diagonal()
+                values.append(float((1 / (s >= own[:, None]).sum(1)).mean() / 2))
+                values[-1] += float((1 / (s >= own[None]).sum(0)).mean() / 2)
+        return sum(values) / len(values)
+
+
+def _fuse(encoded: Encoded) -> Float[Tensor, "n d"]:
+    """Unit mean of a sample's unit vectors over the modalities it has."""
+    total = torch.stack(
+        [
+            F.normalize(v.float(), dim=1) * encoded.present[name][:, None]
+            for name, v in encoded.vectors.items()
+        ]
+    ).sum(0)
+    return F.normalize(total, dim=1)

@@ -1,0 +1,82 @@
+"""Clusters as label proposals: k-means, balanced assignment, agreement between modalities."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from consilience.errors import ConsilienceError, InputError
+
+
+def kmeans(
+    vectors: Float[Tensor, "n d"],
+    clusters: int,
+    seed: int,
+    start: Float[Tensor, "k d"] | None = None,
+    restarts: int = 10,
+) -> tuple[Float[Tensor, "k d"], Int64[Tensor, " n"]]:
+    """Centres and assignment of Lloyd's algorithm (k-means++ with ``restarts``, or from ``start``).
+
+    One thread: scikit-learn sums in thread order otherwise, and a resumed run must find the same bits.
+    Raises InputError when there are fewer vectors than clusters, ConsilienceError when clusters stay empty.
+    """
+    if len(vectors) < clusters:
+        raise InputError(
+            f"{len(vectors)} samples cannot form {clusters} clusters; lower --method.clusters or give more data"
+        )
+    data = vectors.detach().cpu().float().numpy()
+    model = KMeans(
+        clusters,
+        init="k-means++" if start is None else start.detach().cpu().float().numpy(),
+        n_init=restarts if start is None else 1,
+        random_state=seed,
+    )
+    with threadpool_limits(limits=1):
+        labels = model.fit_predict(data)
+    if len(np.unique(labels)) < clusters:
+        raise ConsilienceError(
+            f"only {len(np.unique(labels))} of {clusters} clusters are used: the vectors have collapsed; "
+            "train longer before clustering (--method.warmup_epochs) or lower --method.clusters"
+        )
+    centres = torch.from_numpy(model.cluster_centers_.astype(np.float32)).to(vectors.device)
+    return centres, torch.from_numpy(labels.astype(np.int64)).to(vectors.device)
+
+
+def sinkhorn(scores: Float[Tensor, "n k"], epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "n k"]:
+    """Balanced soft assignment: rows sum to 1, columns to about N/K (entropic transport; Cuturi 2013, SwAV 2020).
+
+    ``scores``: similarity of sample and cluster. Small ``epsilon`` sharpens, ``rounds`` balances.
+    """
+    log_plan = scores.float() / epsilon
+    for _ in range(rounds):
+        log_plan = log_plan - torch.logsumexp(log_plan, 0, keepdim=True)
+        log_plan = log_plan - torch.logsumexp(log_plan, 1, keepdim=True)
+    return log_plan.exp()
+
+
+def neighbour_mean(vectors: Float[Tensor, "n d"], neighbours: int, block: int = 1024) -> Float[Tensor, "n d"]:
+    """Each unit vector replaced by the unit mean of its nearest neighbours (cosine, itself included), by blocks."""
+    if neighbours <= 1:
+        return vectors
+    unit = F.normalize(vectors, dim=1)
+    near = torch.cat(
+        [(part @ unit.T).topk(min(neighbours, len(unit)), 1).indices for part in unit.split(block)]
+    )
+    mean = torch.stack([unit[near[:, j]] for j in range(near.shape[1])]).mean(0)
+    return F.normalize(mean, dim=1)
+
+
+def mutual_information(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> float:
+    """Information (nats) that one modality's soft cluster gives about the other's, over paired rows.
+
+    High only when predictions are confident, use many clusters and agree: 0 on collapse or chance, at most log K.
+    """
+    joint = (p.double().T @ q.double()) / len(p)
+    joint = ((joint + joint.T) / 2).clamp(min=1e-12)
+    a, b = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
+    return float((joint * (joint.log() - a.log() - b.log())).sum())

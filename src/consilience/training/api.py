@@ -1,0 +1,255 @@
+"""Start, resume and load runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from consilience.data.corrupt import shuffle_partners_within_class
+from consilience.data.importers import import_table
+from consilience.data.importers.romo_lists import read_pseudo_labels, write_pseudo_labels
+from consilience.data.schema import Modalities
+from consilience.data.table import Table, is_table
+from consilience.distributed import rank, world_size
+from consilience.errors import InputError
+from consilience.methods.base import Method
+from consilience.methods.registry import find
+from consilience.training.checkpoint import load_model, newest
+from consilience.training.config import TrainConfig
+from consilience.training.configure import build
+from consilience.training.loop import Trainer, Watch
+from consilience.training.run import RunFolder, environment, plain_values
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the Table it learnt from and the method ready to encode."""
+
+    folder: RunFolder
+    table: Table
+    method: Method
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+
+def table_of(data: str | Path | Table, run: Path, *, on_bad_sample: Literal["stop", "quarantine"] = "stop",
+             kinds: Mapping[str, str] | None = None) -> Table:  # fmt: skip
+    """The Table behind ``data``: itself, or an import into ``run/table`` (kept, so that a second call reuses it)."""
+    if isinstance(data, Table):
+        return data
+    if Path(data).is_dir() and is_table(data):
+        return Table.open(data)
+    place = run / "table"
+    if not is_table(place) and rank() == 0:
+        import_table(data, place, kinds=kinds, on_bad_sample=on_bad_sample)
+    if world_size() > 1:
+        torch.distributed.barrier()
+    return Table.open(place)
+
+
+def training_rows(table: Table, config: TrainConfig) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Row offsets (training, held out for selection). Reads the split column, never a label.
+
+    Rows of split ``train`` are used (all rows when no row has that split). Rows of ``validation`` or ``val`` are held
+    out when there are any, else a seeded share ``config.validation`` of the training rows.
+    """
+    rows = table.select("split = 'train'")
+    if not len(rows):
+        rows = table.select("split not in ('test', 'validation', 'val')")
+    if not len(rows):
+        raise InputError(f"{table.path} has no training rows; its split column must say 'train' somewhere")
+    held_out = table.select("split in ('validation', 'val')")
+    if len(held_out) or not config.validation:
+        return rows, held_out
+    order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(rows))
+    count = int(len(rows) * config.validation)
+    return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])
+
+
+def given_labels(
+    table: Table, rows: np.ndarray[Any, Any], given: str, modalities: Modalities
+) -> dict[str, torch.Tensor]:
+    """The labels that ``--train.given`` names, int64 [N] by modality (a column, or RoMo's text files)."""
+    if "=" not in given:
+        if given == "label":
+            values = _codes(table)[rows]
+        else:
+            column = table.take(rows, [given])[given]
+            if column.null_count:
+                raise InputError(
+                    f"column {given} is empty in {column.null_count} training rows; label them all"
+                )
+            values = column.to_numpy()
+        if values.min() < 0:
+            raise InputError(f"{int((values < 0).sum())} training rows have no label; label them all")
+        return {name: torch.from_numpy(values.astype(np.int64)) for name in modalities}
+    labels = {}
+    for part in given.split(","):
+        name, _, file = part.partition("=")
+        if name not in modalities:
+            raise InputError(
+                f"--train.given {part}: the data has no modality {name!r}; it has {', '.join(modalities)}"
+            )
+        pseudo = read_pseudo_labels(Path(file))
+        if len(pseudo.pseudo) != len(rows):
+            raise InputError(
+                f"{file} labels {len(pseudo.pseudo)} samples, the run trains on {len(rows)}; use --train.validation 0 "
+                "and a file with one line a training row"
+            )
+        labels[name] = torch.from_numpy(pseudo.pseudo.astype(np.int64))
+    missing = set(modalities) - set(labels)
+    if missing:
+        raise InputError(
+            f"--train.given names no file for {', '.join(sorted(missing))}; give one each, comma-separated"
+        )
+    return labels
+
+
+def _codes(table: Table) -> np.ndarray[Any, Any]:
+    """Class codes int64 by row offset. Only called for runs that ask for labels by name (``given``, ``pairs``)."""
+    codes = np.empty(len(table), dtype=np.int64)
+    codes[table.select()] = table.labels()[0]
+    return codes
+
+
+def _trainer(
+    folder: RunFolder,
+    table: Table,
+    name: str,
+    config: Any,
+    train: TrainConfig,
+    watch: Watch | None,
+    quiet: bool,
+) -> Trainer:
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    rows, held_out = training_rows(table, train)
+    torch.manual_seed(train.seed)
+    info = find(name)
+    for modality, kind in table.modalities.items():
+        if kind.value not in info.kinds:
+            raise InputError(
+                f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}"
+            )
+    method = info.cls(config, table.modalities, len(rows))
+    if train.given:
+        method.believe(given_labels(table, rows, train.given, table.modalities))
+    partners = None
+    if train.pairs == "class-shuffled":
+        codes = _codes(table)[rows]
+        second = list(table.modalities)[1]
+        partners = {second: shuffle_partners_within_class(rows, codes, train.seed)[0]}
+    return Trainer(folder, table, method, train, rows, held_out, partners, watch, quiet)
+
+
+def _finish(folder: RunFolder, trainer: Trainer) -> Run:
+    table = Table.open(trainer.table.path)
+    if trainer.main:
+        _export_pseudo_labels(folder, table, trainer.rows)
+    trainer.method.eval()
+    return Run(folder, table, trainer.method)
+
+
+def _export_pseudo_labels(folder: RunFolder, table: Table, rows: np.ndarray[Any, Any]) -> None:
+    """Readable pseudo-labels in the authors' text format (path, pseudo-label, -1 for the unknown truth)."""
+    for name in table.modalities:
+        column = f"pseudo_{name}"
+        provenance = table.provenance(column) if column in table.columns else None
+        if provenance is None or provenance["run"] != str(folder.path):
+            continue
+        taken = table.take(rows, [column, f"origin_{name}"])
+        paths = [origin or "-" for origin in taken[f"origin_{name}"].to_pylist()]
+        target = folder.path / "pseudo_labels" / f"{name}_train_list_pseudo_labelling.txt"
+        write_pseudo_labels(target, [p.replace(" ", "_") for p in paths], taken[column].to_numpy())
+
+
+def train(
+    method: str,
+    data: str | Path | Table,
+    out: str | Path,
+    *,
+    config: Any = None,
+    train: TrainConfig | None = None,
+    kinds: Mapping[str, str] | None = None,
+    on_bad_sample: Literal["stop", "quarantine"] = "stop",
+    watch: Watch | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train ``method`` on ``data`` into the new run folder ``out``.
+
+    ``data``: the name of an embedded data set, a Table, or anything ``consilience import`` reads. ``config``: the
+    method's configuration dataclass (its defaults when None). Raises InputError for bad input, before anything is
+    written where possible, and :class:`~consilience.training.loop.Interrupted` on Ctrl-C (the run can be resumed).
+    """
+    info, train, out = find(method), train or TrainConfig(), Path(out)
+    config = info.cls.Config() if config is None else config
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} holds a run already; resume it with --resume {out} or choose another -o")
+    table = table_of(data, out, on_bad_sample=on_bad_sample, kinds=kinds)
+    folder = RunFolder(out)
+    trainer = _trainer(folder, table, method, config, train, watch, quiet)
+    if trainer.main:
+        content = {
+            "method": method,
+            "data": str(table.path.resolve()),
+            "modalities": {name: kind.value for name, kind in table.modalities.items()},
+            "samples": len(trainer.rows),
+            "method_config": plain_values(config),
+            "train": plain_values(train),
+        }
+        RunFolder.create(out, content, environment(train.seed, table.fingerprint()))
+    trainer.accelerator.wait_for_everyone()
+    trainer.run()
+    return _finish(folder, trainer)
+
+
+def resume(out: str | Path, *, watch: Watch | None = None, quiet: bool = False) -> Run:
+    """Go on with the run in ``out`` from its newest checkpoint; a finished run is only loaded."""
+    folder = RunFolder.open(Path(out))
+    content = folder.config()
+    table = Table.open(content["data"])
+    recorded = _recorded_version(folder)
+    if recorded != table.fingerprint():
+        raise InputError(
+            f"{table.path} changed since {out} was started (data version {recorded}); train anew"
+        )
+    config = build(find(content["method"]).cls.Config, content["method_config"])
+    options = build(TrainConfig, content["train"])
+    if folder.model_file.exists():
+        return load(folder.path)
+    trainer = _trainer(folder, table, content["method"], config, options, watch, quiet)
+    trainer.run()
+    return _finish(folder, trainer)
+
+
+def _recorded_version(folder: RunFolder) -> str:
+    import json
+
+    return str(json.loads((folder.path / "environment.json").read_text())["data_version"])
+
+
+def load(run: str | Path, device: str = "cpu") -> Run:
+    """The method of a run, in evaluation mode, ready to encode; of an unfinished run, its newest checkpoint."""
+    folder = RunFolder.open(Path(run))
+    content = folder.config()
+    info = find(content["method"])
+    config = build(info.cls.Config, content["method_config"])
+    method = info.cls(config, folder.modalities(), content["samples"])
+    weights = folder.model_file
+    if not weights.exists():
+        checkpoint = newest(folder.checkpoints)
+        if checkpoint is None:
+            raise InputError(f"{run} has no weights yet; go on with: consilience train --resume {run}")
+        weights = checkpoint / "model.safetensors"
+    load_model(weights, method)
+    table = Table.open(content["data"]) if is_table(content["data"]) else None
+    if table is None:
+        raise InputError(f"{content['data']}, the table of {run}, is gone; put it back or train again")
+    return Run(folder, table, method.to(device).eval())

@@ -1,0 +1,91 @@
+"""Configuration: one dataclass is the YAML, the command line, the validation and the help text (jsonargparse)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from argparse import ArgumentError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from consilience.errors import InputError, unknown
+
+T = TypeVar("T")
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parser(program: str) -> ArgumentParser:
+    """A strict parser: no abbreviations, errors raised as ArgumentError."""
+    return ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False)
+
+
+def readable(error: Exception, known: ArgumentParser) -> InputError:
+    """A parser's error as one line with the nearest known spelling."""
+    text = " ".join(str(error).split())
+    options = sorted({o for action in known._actions for o in action.option_strings if o.startswith("--")})
+    found = re.search(r"unrecognized arguments: (\S+)", text)
+    if found and found[1].startswith("-"):
+        return unknown("option", found[1].split("=")[0], options)
+    if found:
+        return InputError(f"unexpected argument {found[1]!r}; see {known.prog} --help")
+    found = re.search(r"[Kk]ey '([\w.]+)' (?:is not|was not|not) expected", text) or re.search(
+        r"(?:Unexpected key|no key|[Kk]ey) \"?'?([\w.]+)'?\"? (?:not found|is not expected)", text
+    )
+    if found:
+        return unknown("option", f"--{found[1]}", options)
+    found = re.search(r'Parser key "([\w.]+)": (.*)', text)
+    if found:
+        reason = re.sub(r"<class '(\w+)'>", r"\1", found[2]).replace("typing.Literal", "one of ")
+        return InputError(f"--{found[1]}: {reason}")
+    return InputError(f"{text}; see {known.prog} --help")
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of the dataclass ``cls`` from nested plain values; what is missing keeps its default.
+
+    Raises InputError for unknown keys (with the nearest spelling), wrong types and values out of range.
+    """
+    reader = parser("configuration")
+    reader.add_class_arguments(cls, "method", fail_untyped=True)
+    try:
+        parsed = reader.parse_object({"method": dict(values)})
+        return cast(T, reader.instantiate_classes(parsed).method)
+    except InputError:
+        raise
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        raise readable(error, reader) from error
+
+
+def merge(base: T, values: Mapping[str, Any]) -> T:
+    """A copy of a configuration dataclass with the nested plain ``values`` put over it."""
+
+    def put(target: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in source.items():
+            inner = target.get(name)
+            target[name] = (
+                put(inner, value) if isinstance(value, Mapping) and isinstance(inner, dict) else value
+            )
+        return target
+
+    return build(type(base), put(dataclasses.asdict(cast(Any, base)), values))
+
+
+def read_yaml(name: str | Path, folder: str) -> dict[str, Any]:
+    """A YAML file as plain values: a path, or the name of one that ships in ``consilience/recipes``/``folder``."""
+    shipped = Path(__file__).parent.parent / "recipes" / folder
+    path = Path(name)
+    if not path.is_file():
+        path = shipped / f"{name}.yaml"
+        if not path.is_file():
+            raise unknown("recipe (or YAML file)", str(name), [p.stem for p in shipped.glob("*.yaml")])
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no recipe; expected keys such as method, method_config, train")
+    return content
