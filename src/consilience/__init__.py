@@ -26,7 +26,23 @@ _WHERE = {
     "reproduce": "consilience.evaluation.reproduce",
     "RoMoConfig": "consilience.methods.romo",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "RoMoConfig",
+    "Run",
+    "Table",
+    "TrainConfig",
+    "__version__",
+    "build_index",
+    "check",
+    "embed",
+    "evaluate",
+    "import_table",
+    "load",
+    "reproduce",
+    "resume",
+    "search",
+    "train",
+]
 
 if TYPE_CHECKING:
     from consilience.data.check import check

@@ -42,7 +42,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of ``x`` over all ranks, differentiable; ``x`` itself when there is one process."""
     if world_size() == 1:
         return x
-    out: Tensor = _SumOverRanks.apply(x)
+    out: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 

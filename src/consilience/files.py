@@ -24,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -65,11 +65,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             old = path.with_name(f".{path.name}.old-{os.getpid()}")
-            os.replace(path, old)
-            os.replace(temporary, path)
+            path.replace(old)
+            Path(temporary).replace(path)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

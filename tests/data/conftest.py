@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,17 +13,7 @@ from consilience.data.importers import import_table
 from consilience.data.schema import Kind
 from consilience.data.table import Row, Table
 
-ROOT = Path(__file__).parents[2]
 BOX = trimesh.creation.box(extents=(1.0, 2.0, 3.0))
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of small real data sets beside the repository; tests that need it are skipped without it."""
-    folder = Path(os.environ.get("CONSILIENCE_SHARED", ROOT.parent / "shared"))
-    if not (folder / "data").is_dir():
-        pytest.skip(f"{folder}/data is absent (set CONSILIENCE_SHARED)")
-    return folder / "data"
 
 
 def png(pixels: np.ndarray, form: str = "PNG") -> bytes:

@@ -49,17 +49,13 @@ def test_unreadable_samples_and_sizes_of_a_source(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     rng = np.random.default_rng(0)
     for i in range(5):
-        (tmp_path / "image" / f"{i}.png").write_bytes(
-            png(rng.integers(0, 9, (4 + i, 9 - i, 3), dtype=np.uint8))
-        )
+        (tmp_path / "image" / f"{i}.png").write_bytes(png(rng.integers(0, 9, (4 + i, 9 - i, 3), dtype=np.uint8)))
         (tmp_path / "points" / f"{i}.npy").write_bytes(npy(rng.normal(size=(10 + i, 3))))
     (tmp_path / "points" / "2.npy").write_bytes(b"torn")
     before = sorted(tmp_path.rglob("*"))
     report = check(str(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
-    assert [(bad.id, bad.modality, bad.origin) for bad in report.unreadable] == [
-        ("2", "points", "points/2.npy")
-    ]
+    assert [(bad.id, bad.modality, bad.origin) for bad in report.unreadable] == [("2", "points", "points/2.npy")]
     assert report.modalities["points"].unreadable == 1
     assert report.modalities["points"].largest == [14]
     assert report.modalities["image"].kind == "rgb"

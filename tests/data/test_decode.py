@@ -121,9 +121,7 @@ def test_an_exact_count_keeps_order_and_shape() -> None:
 
 @given(st.integers(8, 60), st.integers(8, 60), st.booleans(), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_any_count_gives_n_normalised_points_always_the_same(
-    n: int, want: int, as_npz: bool, extra: int
-) -> None:
+def test_any_count_gives_n_normalised_points_always_the_same(n: int, want: int, as_npz: bool, extra: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, 3 + extra)).astype(np.float32)
     raw = npz(points=values, colours=values) if as_npz else npy(values)
     out = decode_points(raw, "", want)
@@ -143,9 +141,7 @@ def test_more_points_are_thinned_to_a_subset_and_fewer_repeated() -> None:
 
 def test_int8_is_fixed_point_and_fortran_order_is_read() -> None:
     points = RNG.integers(-127, 128, (16, 3)).astype(np.int8)
-    np.testing.assert_allclose(
-        decode_points(npy(points), "", 16), decode_points(npy(points / 127), "", 16), atol=1e-6
-    )
+    np.testing.assert_allclose(decode_points(npy(points), "", 16), decode_points(npy(points / 127), "", 16), atol=1e-6)
     floats = RNG.normal(size=(16, 3))
     by_column = decode_points(npy(np.asfortranarray(floats)), "", 16)
     np.testing.assert_array_equal(by_column, decode_points(npy(floats), "", 16))

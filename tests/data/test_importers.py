@@ -122,8 +122,7 @@ def test_a_manifest_without_id_and_split(tmp_path: Path) -> None:
 
 def test_parquet_with_the_bytes_inside(tmp_path: Path) -> None:
     rows = [
-        {"photo": picture(i, colour=i == 2), "shape": {"bytes": cloud(i), "path": f"{i}.npy"}, "n": i}
-        for i in range(4)
+        {"photo": picture(i, colour=i == 2), "shape": {"bytes": cloud(i), "path": f"{i}.npy"}, "n": i} for i in range(4)
     ]
     path = write_manifest(tmp_path / "data.parquet", rows)
     table = import_table(path, tmp_path / "table")
@@ -256,9 +255,7 @@ def test_missing_files_of_a_manifest_are_bad_samples(tmp_path: Path) -> None:
     write_pairs(tmp_path, 5)
     (tmp_path / "points" / "003.npy").unlink()
     path = write_manifest(tmp_path / "list.csv", entries(5))
-    with pytest.raises(
-        InputError, match=r"'003', points from points/003\.npy: No such file.*row 4 of list\.csv"
-    ):
+    with pytest.raises(InputError, match=r"'003', points from points/003\.npy: No such file.*row 4 of list\.csv"):
         import_table(path, tmp_path / "table")
     table = import_table(path, tmp_path / "table", on_bad_sample="quarantine")
     assert len(table) == 4

@@ -206,9 +206,7 @@ def test_labels_are_never_read(table: Table, tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     assert set(asked) == {"id", "image", "origin_image", "points", "origin_points"}
     rng = np.random.default_rng(0)
-    lied = [
-        Row(r.id, r.split, r.values, r.origins, str(rng.integers(99))) for r in make_rows(37, missing=(5,))
-    ]
+    lied = [Row(r.id, r.split, r.values, r.origins, str(rng.integers(99))) for r in make_rows(37, missing=(5,))]
     other = Table.create(tmp_path / "lied", lied, KINDS, "s")
     assert_same(make(other).epoch(0), batches)
 

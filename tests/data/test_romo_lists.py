@@ -17,9 +17,7 @@ from .conftest import npy, png
 LISTS = {"RGBImgs": ("rgb_imgs", "RGBImg", "png"), "PointCloud": ("point_cloud", "PointCloud", "npy")}
 
 
-def write_lists(
-    root: Path, n: int = 6, order: tuple[int, ...] = (), labels: bool = True
-) -> dict[str, list[str]]:
+def write_lists(root: Path, n: int = 6, order: tuple[int, ...] = (), labels: bool = True) -> dict[str, list[str]]:
     """RoMo's folders and lists; the point-cloud lines come in ``order``."""
     written: dict[str, list[str]] = {}
     for name, (folder, tag, suffix) in LISTS.items():
@@ -29,9 +27,7 @@ def write_lists(
                 path = Path("dataset/3dmnist", split, folder, f"{i % 3}_{tag}_{split}_{i:06d}.{suffix}")
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
                 rng = np.random.default_rng(i)
-                raw = (
-                    npy(rng.normal(size=(9, 3))) if suffix == "npy" else png(np.full((4, 4, 3), i, np.uint8))
-                )
+                raw = npy(rng.normal(size=(9, 3))) if suffix == "npy" else png(np.full((4, 4, 3), i, np.uint8))
                 (root / path).write_bytes(raw)
                 lines.append(f"{path.as_posix()} {i % 3}" if labels else path.as_posix())
             written[f"mnist3d_{name}_{split}_list.txt"] = lines
@@ -55,9 +51,7 @@ def test_pairs_are_made_by_id_not_by_line(tmp_path: Path, caplog: pytest.LogCapt
         assert row["label"] == str(i % 3)
 
 
-def test_equal_order_is_silent_and_labels_are_optional(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_equal_order_is_silent_and_labels_are_optional(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_lists(tmp_path, labels=False)
     path = tmp_path / "dataset" / "mnist3d_RGBImgs_train_list.txt"
     with caplog.at_level(logging.WARNING):
@@ -106,9 +100,7 @@ def test_missing_lists_and_files_are_named(tmp_path: Path) -> None:
         import_table(tmp_path / "dataset", tmp_path / "other")
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    (tmp_path / "dataset" / "mnist3d_PointCloud_train_list.txt").rename(
-        moved / "mnist3d_PointCloud_train_list.txt"
-    )
+    (tmp_path / "dataset" / "mnist3d_PointCloud_train_list.txt").rename(moved / "mnist3d_PointCloud_train_list.txt")
     (tmp_path / "dataset" / "3dmnist").rename(tmp_path / "gone")
     with pytest.raises(InputError, match="put the files beside"):
         import_table(moved, tmp_path / "other")

@@ -84,9 +84,7 @@ def test_offsets_follow_the_index_when_rows_were_deleted(table: Table) -> None:
 
 def test_write_columns_fills_by_key_and_leaves_null_elsewhere(table: Table) -> None:
     vectors = np.random.default_rng(0).normal(size=(3, 4))
-    table.write_columns(
-        np.array([30, 2, 7]), {"v": vectors, "score": np.array([0.5, 1.0, 2.0])}, {"run": "a"}
-    )
+    table.write_columns(np.array([30, 2, 7]), {"v": vectors, "score": np.array([0.5, 1.0, 2.0])}, {"run": "a"})
     stored = table.column("v")
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored[[30, 2, 7]], vectors.astype(np.float32))
@@ -122,9 +120,7 @@ def test_binary_codes_round_trip(table: Table) -> None:
     np.testing.assert_array_equal(table.column("code", "code is not null"), codes[:5])
 
 
-@pytest.mark.parametrize(
-    "name", ["id", "index", "split", "label", "image", "origin_image", "a b", "_rowid", "1x"]
-)
+@pytest.mark.parametrize("name", ["id", "index", "split", "label", "image", "origin_image", "a b", "_rowid", "1x"])
 def test_imported_and_odd_names_are_refused(table: Table, name: str) -> None:
     version = table.version
     with pytest.raises(InputError, match=name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mesh_reference import random_mesh
+from tests.encoders.mesh_reference import random_mesh
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
@@ -89,9 +89,7 @@ def test_hub_models_are_synchronised(tmp_path: Path) -> None:
     assert all(isinstance(m, BatchNorm2d) for m in norms)
 
 
-@pytest.mark.parametrize(
-    ("kind", "field"), [(Kind.RGB, "image"), (Kind.POINTS, "points"), (Kind.MESH, "mesh")]
-)
+@pytest.mark.parametrize(("kind", "field"), [(Kind.RGB, "image"), (Kind.POINTS, "points"), (Kind.MESH, "mesh")])
 def test_weights_come_from_the_file(tmp_path: Path, kind: Kind, field: str) -> None:
     source = build_encoder(kind, EncoderConfig())
     save_file(source.state_dict(), tmp_path / "w.safetensors")

@@ -38,9 +38,7 @@ def test_small_cnn() -> None:
 
 def test_resnet18_has_the_size_of_resnet18() -> None:
     net = resnet18()
-    assert (
-        sum(p.numel() for p in net.parameters()) == 11_176_512
-    )  # torchvision's 11,689,512 less fc's 513,000
+    assert sum(p.numel() for p in net.parameters()) == 11_176_512  # torchvision's 11,689,512 less fc's 513,000
     assert net.eval()(torch.rand(2, 3, 64, 64)).shape == (2, 512)
     grey = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(net(grey), net(grey.expand(-1, 3, -1, -1)))
@@ -61,9 +59,7 @@ def test_vit_from_a_folder(tmp_path: Path) -> None:
     assert encoder.width == 16
     assert encoder.image_size == (32, 32)
     x = torch.rand(2, 3, 32, 32)
-    pixels = (x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.25, 0.5])[
-        :, None, None
-    ]
+    pixels = (x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 0.25, 0.5])[:, None, None]
     torch.testing.assert_close(encoder(x), model(pixels).pooler_output)
     large = torch.rand(2, 1, 50, 50)
     small = F.interpolate(large, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)

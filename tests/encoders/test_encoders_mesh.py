@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mesh_reference import random_mesh, settled_meshnet, slow_meshnet
+from tests.encoders.mesh_reference import random_mesh, settled_meshnet, slow_meshnet
 
 from consilience.encoders.mesh import FaceRotate, MeshNet
 from consilience.errors import InputError

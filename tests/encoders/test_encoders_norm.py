@@ -31,9 +31,7 @@ def _filled(norm: nn.Module) -> nn.Module:
         (BatchNorm2d, nn.BatchNorm2d, (3, 4, 5, 6)),
     ],
 )
-def test_one_process_is_torch(
-    ours: type, theirs: type, shape: tuple[int, ...], momentum: float | None
-) -> None:
+def test_one_process_is_torch(ours: type, theirs: type, shape: tuple[int, ...], momentum: float | None) -> None:
     torch.manual_seed(0)
     a, b = _filled(ours(4, momentum=momentum)), theirs(4, momentum=momentum)
     assert list(a.state_dict()) == list(b.state_dict())

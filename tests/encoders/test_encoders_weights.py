@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tr
-from mesh_reference import random_mesh, settled_meshnet
+from tests.encoders.mesh_reference import random_mesh, settled_meshnet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -47,14 +47,10 @@ def by_definition(ranked: Sequence[int], cuts: Sequence[int] = CUTS) -> dict[Any
 def tie_orders(scores: Sequence[float]) -> list[list[int]]:
     """All rankings (lists of gallery rows) that the scores allow."""
     groups = [[i for i, s in enumerate(scores) if s == value] for value in sorted(set(scores), reverse=True)]
-    return [
-        [i for group in order for i in group] for order in product(*(list(permutations(g)) for g in groups))
-    ]
+    return [[i for group in order for i in group] for order in product(*(list(permutations(g)) for g in groups))]
 
 
-def expected(
-    scores: Sequence[float], relevant: Sequence[int], partner: int | None = None
-) -> dict[Any, float]:
+def expected(scores: Sequence[float], relevant: Sequence[int], partner: int | None = None) -> dict[Any, float]:
     """Mean of every metric over all orders of ties."""
     sums: dict[Any, Fraction] = {}
     orders = tie_orders(scores)
@@ -80,9 +76,7 @@ def check(result: RetrievalResult, wanted: dict[Any, float], query: int = 0) -> 
 
 
 def of_scores(scores: Any, relevant: Any, **options: Any) -> RetrievalResult:
-    return retrieval_of_scores(
-        torch.as_tensor(scores), torch.as_tensor(relevant).bool(), **({"k": CUTS} | options)
-    )
+    return retrieval_of_scores(torch.as_tensor(scores), torch.as_tensor(relevant).bool(), **({"k": CUTS} | options))
 
 
 def clustered(
@@ -120,9 +114,7 @@ def test_named_conventions_differ() -> None:
 def test_random_ranking_of_balanced_classes_is_near_one_over_k() -> None:
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(2000) % 10
-    result = retrieval(
-        torch.randn(100, 16, generator=g), torch.randn(2000, 16, generator=g), labels[:100], labels
-    )
+    result = retrieval(torch.randn(100, 16, generator=g), torch.randn(2000, 16, generator=g), labels[:100], labels)
     assert result.map == pytest.approx(0.1, abs=0.01)
 
 
@@ -174,9 +166,7 @@ def test_ties_equal_all_orders_enumerated(data: st.DataObject) -> None:
     partner = data.draw(st.integers(0, n - 1))
     kind = data.draw(st.sampled_from([torch.int8, torch.int64, torch.float32, torch.float64]))
     cuts = data.draw(st.sampled_from([CUTS, (1,), (2,), (1, 3)]))
-    result = of_scores(
-        torch.tensor([scores], dtype=kind), [relevant], partner=torch.tensor([partner]), k=cuts
-    )
+    result = of_scores(torch.tensor([scores], dtype=kind), [relevant], partner=torch.tensor([partner]), k=cuts)
     wanted = expected(scores, relevant, partner)
     check(result, {name: v for name, v in wanted.items() if isinstance(name, str) or name[1] in cuts})
 
@@ -345,15 +335,11 @@ def test_excluding_self_equals_leaving_the_item_out() -> None:
 
 
 def test_excluded_item_is_out_of_large_ties() -> None:
-    check(
-        of_scores([[1, 1, 1, 0]], [[1, 1, 0, 0]], exclude=torch.tensor([0])), expected([1, 1, 0], [1, 0, 0])
-    )
+    check(of_scores([[1, 1, 1, 0]], [[1, 1, 0, 0]], exclude=torch.tensor([0])), expected([1, 1, 0], [1, 0, 0]))
 
 
 def test_partner_rank_and_recall() -> None:
-    result = of_scores(
-        [[4.0, 3, 2, 1], [1, 1, 1, 0]], [[0] * 4] * 2, partner=torch.tensor([2, 1]), k=[1, 2, 3]
-    )
+    result = of_scores([[4.0, 3, 2, 1], [1, 1, 1, 0]], [[0] * 4] * 2, partner=torch.tensor([2, 1]), k=[1, 2, 3])
     assert result.partner_rank is not None
     assert result.partner_rank.tolist() == [3, 2]
     assert result.mean_partner_rank == 2.5
@@ -394,9 +380,7 @@ def test_largest_tensor_is_one_block_whatever_the_number_of_queries(monkeypatch:
 
 def test_join_of_blocks() -> None:
     whole = of_scores(SCORES, RELEVANT, partner=torch.arange(6))
-    parts = [
-        of_scores(SCORES[i : i + 2], RELEVANT[i : i + 2], partner=torch.arange(i, i + 2)) for i in (0, 2, 4)
-    ]
+    parts = [of_scores(SCORES[i : i + 2], RELEVANT[i : i + 2], partner=torch.arange(i, i + 2)) for i in (0, 2, 4)]
     joined = RetrievalResult.join(parts)
     assert torch.equal(joined.ap, whole.ap)
     assert joined.mean_partner_recall_at_k == whole.mean_partner_recall_at_k

@@ -160,6 +160,8 @@ def test_bank_update():
     bank.update(torch.tensor([1, 4]), z, 1.0)
     assert torch.equal(bank.rows, before)
     bank.update(torch.tensor([1, 4]), z, 0.9)
+    expected = torch.nn.functional.normalize(0.9 * before[[1, 4]] + 0.1 * z, dim=1)
+    torch.testing.assert_close(bank.rows[[1, 4]], expected)
     untouched = [0, 2, 3, 5]
     assert torch.equal(bank.rows[untouched], before[untouched])
     torch.testing.assert_close(bank.rows.norm(dim=1), torch.ones(6))
@@ -170,5 +172,5 @@ def test_bank_update():
 def test_bank_moves_a_repeated_sample_once_towards_the_mean():
     bank = Bank(2, 2)
     bank.fill(torch.eye(2))
-    bank.update(torch.tensor([0, 0]), torch.tensor([[2.0, 0.0], [0.0, 3.0]]), 0.0)
+    bank.update(torch.tensor([0, 0]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]), 0.0)
     torch.testing.assert_close(bank.rows, torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 1.0]]))

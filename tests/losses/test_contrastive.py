@@ -35,9 +35,7 @@ def test_nt_xent_is_its_definition(batch, count, seed):
     views = [torch.randn(batch, 4) for _ in range(count)]
     groups = torch.randint(-1, 2, (batch,))
     assert nt_xent(views, 0.3).item() == pytest.approx(slow_nt_xent(views, 0.3), rel=1e-4)
-    assert nt_xent(views, 0.3, groups).item() == pytest.approx(
-        slow_nt_xent(views, 0.3, groups.tolist()), rel=1e-4
-    )
+    assert nt_xent(views, 0.3, groups).item() == pytest.approx(slow_nt_xent(views, 0.3, groups.tolist()), rel=1e-4)
 
 
 def test_rows_without_a_positive_cost_nothing():

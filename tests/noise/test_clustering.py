@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from consilience.errors import ConsilienceError, InputError
-from consilience.noise.clustering import kmeans, mutual_information, neighbour_mean, sinkhorn
+from consilience.noise.agreement import fuse, mean_reciprocal_rank, mutual_information, unanimous
+from consilience.noise.clustering import kmeans, neighbour_mean, sinkhorn
 
 
 def blobs(per: int = 20) -> torch.Tensor:
@@ -36,7 +37,7 @@ def test_duplicated_data_gives_the_same_centres():
 def test_kmeans_names_the_remedy():
     with pytest.raises(InputError, match=r"2 samples cannot form 3 clusters.*--method.clusters"):
         kmeans(torch.randn(2, 4), 3, seed=0)
-    with pytest.warns(Warning), pytest.raises(ConsilienceError, match=r"only 1 of 3 clusters"):
+    with pytest.warns(UserWarning, match="distinct"), pytest.raises(ConsilienceError, match=r"only 1 of 3"):
         kmeans(torch.zeros(9, 4), 3, seed=0)
 
 
@@ -75,3 +76,31 @@ def test_mutual_information_bounds():
     collapsed = torch.eye(4)[[0]].repeat(20, 1)
     assert mutual_information(collapsed, collapsed) == pytest.approx(0, abs=1e-6)
     assert mutual_information(hard, hard.roll(1, 0)) < math.log(4)
+
+
+def test_unanimous_lets_an_absent_modality_abstain():
+    labels = torch.tensor([[0, 1, 2, 3], [0, 2, 2, 3], [0, 1, 0, 1]])
+    everyone = [torch.ones(4, dtype=torch.bool)] * 3
+    assert unanimous(labels, everyone).tolist() == [True, False, False, False]
+    third = torch.tensor([True, True, False, False])
+    assert unanimous(labels, [everyone[0], everyone[1], third]).tolist() == [True, False, True, True]
+    nobody = [torch.zeros(4, dtype=torch.bool)] * 3
+    assert unanimous(labels, nobody).all()
+
+
+def test_fuse_is_the_unit_mean_of_what_is_there():
+    vectors = {"a": torch.tensor([[3.0, 0.0], [2.0, 0.0]]), "b": torch.tensor([[0.0, 5.0], [0.0, 1.0]])}
+    present = {"a": torch.tensor([True, True]), "b": torch.tensor([True, False])}
+    torch.testing.assert_close(fuse(vectors, present), torch.tensor([[0.5**0.5, 0.5**0.5], [1.0, 0.0]]))
+
+
+def test_mean_reciprocal_rank_is_its_definition():
+    torch.manual_seed(0)
+    u, v = torch.randn(7, 3), torch.randn(7, 3)
+    s = torch.nn.functional.cosine_similarity(u[:, None], v[None], dim=2)
+    slow = 0.0
+    for i in range(7):
+        slow += 1 / sum(bool(s[i, j] >= s[i, i]) for j in range(7)) / 14
+        slow += 1 / sum(bool(s[j, i] >= s[i, i]) for j in range(7)) / 14
+    assert mean_reciprocal_rank(u, v) == pytest.approx(slow)
+    assert mean_reciprocal_rank(u, u) == pytest.approx(1)

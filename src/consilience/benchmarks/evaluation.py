@@ -100,9 +100,7 @@ def _clustered(n: int, seed: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (n,), generator=g)
     centres = torch.randn(CLASSES, FEATURES, generator=g)
-    first, second = (
-        F.normalize(centres[labels] + 3 * torch.randn(n, FEATURES, generator=g), dim=1) for _ in range(2)
-    )
+    first, second = (F.normalize(centres[labels] + 3 * torch.randn(n, FEATURES, generator=g), dim=1) for _ in range(2))
     return first, second, labels
 
 

@@ -25,6 +25,5 @@ def run() -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     for name, info in result.items():
         rows = ", ".join(f"{count} {split}" for split, count in info["rows"].items())
-        print(
-            f"{name}: {info['what']}\n  {rows}; {info['classes']} classes\n  {info['source']}; {info['licence']}"
-        )
+        print(f"{name}: {info['what']}\n  {rows}; {info['classes']} classes\n  {info['source']}; {info['licence']}")
+    print(f"next    consilience train romo --data {next(iter(result))} -o runs/romo")

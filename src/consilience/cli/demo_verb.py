@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from consilience.training.api import Run
 
 _TEST = "split = 'test'"
-REFERENCES = {
+REFERENCES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "contrastive alone, same budget": ({"warmup_epochs": 13, "annotate_epochs": 0, "robust_epochs": 0}, {}),
     "untrained encoders": ({"warmup_epochs": 0, "annotate_epochs": 0, "robust_epochs": 0}, {}),
     "supervised ceiling (reads labels)": (
@@ -55,8 +55,7 @@ def run(out: str = "consilience-demo", seed: int = 0, quiet: bool = False) -> di
     build_index(romo, Table.open(table.path), where=_TEST, quiet=True)
     table = Table.open(table.path)
     answers = {
-        asked: _ask(romo, table, place, asked, into)
-        for asked, into in (("image", "points"), ("points", "image"))
+        asked: _ask(romo, table, place, asked, into) for asked, into in (("image", "points"), ("points", "image"))
     }
     result: dict[str, Any] = {
         "map": {name: entry["map"] for name, entry in figures["directions"].items()},
@@ -115,9 +114,7 @@ def _ask(romo: Run, table: Table, place: Path, asked: str, into: str) -> tuple[P
     return file, row["label"][0].as_py(), hits
 
 
-def _report(
-    romo: Run, table: Table, result: dict[str, Any], answers: dict[str, tuple[Path, str, list[Hit]]]
-) -> None:
+def _report(romo: Run, table: Table, result: dict[str, Any], answers: dict[str, tuple[Path, str, list[Hit]]]) -> None:
     import numpy as np
 
     from consilience.cli.run_report import add_quarantine
@@ -147,9 +144,7 @@ def _report(
             )
             for data, hit in zip(rows[into].to_pylist(), hits, strict=True)
         ]
-        shown.append(
-            (decode(file.read_bytes(), kinds[asked], str(file), romo.method.decode), kinds[asked], found)
-        )
+        shown.append((decode(file.read_bytes(), kinds[asked], str(file), romo.method.decode), kinds[asked], found))
     page.heading("Two queries")
     page.figure(
         retrieval_grid(shown),
@@ -158,9 +153,7 @@ def _report(
     page.heading("The common space")
     some = table.select(_TEST)[:300]
     codes, names = table.labels(_TEST)
-    vectors = {
-        name: np.stack(table.take(some, [f"vector_{name}"])[f"vector_{name}"].to_pylist()) for name in kinds
-    }
+    vectors = {name: np.stack(table.take(some, [f"vector_{name}"])[f"vector_{name}"].to_pylist()) for name in kinds}
     page.figure(
         common_space(vectors, codes[:300], names),
         "t-SNE of 300 test pairs: colour is the true class (not used in training), marker the modality.",
@@ -194,6 +187,8 @@ def show(result: dict[str, Any]) -> None:
             print(f"pseudo-labels, {modality}: {figures['accuracy']:.1%} right")
     for asked, query in result["queries"].items():
         print(f"{asked} of class {query['class']} finds: {' '.join(query['answers'])}   ({query['file']})")
-    print(f"report: {result['report']}\ntable:  {result['table']}")
-    print(f"try:    consilience search {result['table']} {result['queries']['image']['file']} --into points")
+    from consilience.cli.parsing import command
+
+    print(f"report  {result['report']}\ntable   {result['table']}")
+    print(f"next    {command('search', result['table'], result['queries']['image']['file'], '--into', 'points')}")
     print("reused what was there" if result.get("reused") else f"{result['seconds']} s")

@@ -30,8 +30,11 @@ def run(
     target = Table.open(table) if table else loaded.table
     chosen = modalities.split(",") if modalities else None
     columns = embed(loaded, target, where=where, modalities=chosen, name=name, quiet=quiet)
-    return {"table": str(target.path), "columns": columns, "encoder": fingerprint(loaded)}
+    return {"run": run, "table": str(target.path), "columns": columns, "encoder": fingerprint(loaded)}
 
 
 def show(result: dict[str, Any]) -> None:
+    from consilience.cli.parsing import command
+
     print(f"{result['table']}: {', '.join(result['columns'].values())} (encoder {result['encoder']})")
+    print(f"next    {command('index', result['table'], '--run', result['run'])}")

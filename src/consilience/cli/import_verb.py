@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from consilience.cli.parsing import pairs
+from consilience.cli.parsing import command, pairs
 
 
 def run(
@@ -53,3 +53,4 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['table']}: {result['rows']} rows; {kinds}")
     if result["quarantined"]:
         print(f"{result['quarantined']} unreadable samples set aside: {result['table']}/quarantine.jsonl")
+    print(f"next    {command('check', result['table'])}")

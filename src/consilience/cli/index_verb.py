@@ -24,6 +24,10 @@ def run(table: str, run: str | None = None, where: str | None = None, quiet: boo
 
 
 def show(result: dict[str, Any]) -> None:
+    from consilience.cli.parsing import command
+
+    print(f"{result['table']}: {result['rows']} rows")
     for column, kind in result["columns"].items():
-        print(f"{result['table']}: {column}, {kind}, {result['rows']} rows")
+        print(f"  {column}: {result['filled'][column]} vectors, {'exact scan' if kind == 'exact' else kind}")
     print("embedded now: " + (", ".join(result["embedded"]) or "nothing, the vectors were there"))
+    print(f"next    {command('search', result['table'])} FILE")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror or error}", 1, as_json)
+    except Exception as error:
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        return _fail(f"failed unexpectedly ({what}); this is a bug, please report it", 1, as_json)
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
@@ -62,7 +72,7 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     if words[0] == "--version":
         from consilience import __version__
@@ -86,7 +96,16 @@ def _dispatch(words: list[str]) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0
     if flags["--json"]:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
     else:
         verb.show(result)
     return 0
+
+
+def _plain(value: Any) -> Any:
+    """The same nested value with null for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,7 +47,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name:<52} {entry['mean']:.3f}{spread}")
     margin = result["margin"]
     spread = "no interval" if margin["ci95"][0] is None else "[{:+.3f}, {:+.3f}]".format(*margin["ci95"])
-    print(
-        f"{result['claim']}: margin {margin['mean']:+.3f} {spread}: {'holds' if result['holds'] else 'not shown'}"
-    )
-    print(f"report: {result['report']}")
+    print(f"{result['claim']}: margin {margin['mean']:+.3f} {spread}: {'holds' if result['holds'] else 'not shown'}")
+    if result["margin"]["ci95"][0] is None:
+        print("an interval needs more than one seed: --seeds 3 goes on from what is there")
+    print(f"report  {result['report']}")

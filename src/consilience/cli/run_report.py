@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from consilience.data.table import QUARANTINE
 from consilience.evaluation.figures import loss_curves
 from consilience.evaluation.report import Report
 from consilience.training.api import Run
@@ -29,11 +30,15 @@ def write_run_report(run: Run) -> Path:
     return page.save(run.folder.report_file)
 
 
+def quarantined(run: Run) -> list[dict[str, str]]:
+    """The samples of the run's Table that were set aside at import: id, modality, origin, reason."""
+    listed = run.table.path / QUARANTINE
+    return [json.loads(line) for line in listed.read_text().splitlines()] if listed.exists() else []
+
+
 def add_quarantine(page: Report, run: Run) -> None:
     """List the samples that could not be read, if any."""
-    listed = run.table.path / "quarantine.jsonl"
-    if not listed.exists():
-        return
-    entries = [json.loads(line) for line in listed.read_text().splitlines()]
-    page.heading(f"Set aside: {len(entries)} unreadable samples")
-    page.table(("id", "modality", "origin", "reason"), [list(entry.values()) for entry in entries])
+    entries = quarantined(run)
+    if entries:
+        page.heading(f"Set aside: {len(entries)} unreadable samples")
+        page.table(("id", "modality", "origin", "reason"), [list(entry.values()) for entry in entries])

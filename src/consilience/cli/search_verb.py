@@ -28,6 +28,7 @@ def run(
     from dataclasses import asdict
     from pathlib import Path
 
+    from consilience.cli.parsing import command
     from consilience.data.table import Table
     from consilience.embedding.job import column_of
     from consilience.errors import InputError
@@ -37,9 +38,12 @@ def run(
     opened = Table.open(table)
     if run is None:
         found = [opened.provenance(column_of(m)) for m in opened.modalities if column_of(m) in opened.columns]
-        if not found or found[0] is None:
-            raise InputError(f"{table} holds no vectors; run: consilience index {table} --run RUN")
-        run = found[0]["run"]
+        owners = [owner["run"] for owner in found if owner is not None]
+        if not owners:
+            raise InputError(f"{table} holds no vectors; fill it: {command('index', table)} --run RUN")
+        run = owners[0]
+        if not Path(run).is_dir():
+            raise InputError(f"{run}, the run that filled {table}, is gone; say where it is with --run RUN")
     loaded = load(run)
     asked = modality or modality_of(loaded, Path(query))
     into = into or next((name for name in opened.modalities if name != asked), asked)
@@ -48,7 +52,9 @@ def run(
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['modality']} {result['query']} -> {result['into']}")
+    print(f"{result['modality']} {result['query']} -> {result['into']}, by cosine similarity")
+    if not result["hits"]:
+        print("no row passes the filter, or none of those that do has a vector")
     for hit in result["hits"]:
         label = "" if hit["label"] is None else f"  class {hit['label']}"
         print(f"{hit['rank']:>3}  {hit['score']:.3f}  {hit['id']}{label}  {hit['origin']}")

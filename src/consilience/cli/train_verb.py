@@ -37,9 +37,7 @@ def run(
         done = api.resume(resume, quiet=quiet)
     else:
         if data is None:
-            raise InputError(
-                "consilience train needs --data: an embedded data set's name, a Table or a source"
-            )
+            raise InputError("consilience train needs --data: an embedded data set's name, a Table or a source")
         done = api.train(
             name,
             data,
@@ -55,58 +53,89 @@ def run(
 
 def summary(done: Any) -> dict[str, Any]:
     """What a finished run says of itself (also its report)."""
-    from consilience.cli.run_report import write_run_report
+    from consilience.cli.run_report import quarantined, write_run_report
 
     records = list(done.folder.records())
-    losses = [record for record in records if "loss" in record]
-    chosen = [record["agreement"] for record in records if "agreement" in record]
+    losses = [record["loss"] for record in records if "loss" in record]
+    judged = [record for record in records if "agreement" in record]
+    last = [record["agreement"] for record in judged if record["phase"] == judged[-1]["phase"]]
+    kept = max if done.folder.config()["train"]["select"] == "best" else (lambda values: values[-1])
     return {
         "run": str(done.path),
         "table": str(done.table.path),
-        "steps": records[-1]["step"] if records else 0,
-        "loss": losses[-1]["loss"] if losses else None,
-        "agreement": max(chosen[-1:], default=None),
+        "steps": max((record["step"] for record in records), default=0),
+        "loss": losses[-1] if losses else None,
+        "agreement": kept(last) if last else None,
+        "quarantined": len(quarantined(done)),
         "report": str(write_run_report(done)),
     }
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:
     """``train METHOD ...`` with the method's own options; ``train --resume RUN`` needs no method."""
-    from consilience.cli.parsing import parse_call
+    from consilience.cli.parsing import parse_call, value_of
     from consilience.errors import InputError
     from consilience.methods.registry import find, methods
     from consilience.training.config import TrainConfig
-    from consilience.training.configure import merge, read_yaml
-    from consilience.training.run import RunFolder
 
-    if "--resume" in words and (not words or words[0].startswith("-")):
-        place = words.index("--resume")
-        if place + 1 == len(words):
-            raise InputError("--resume needs a run folder: consilience train --resume RUN")
-        words = [str(RunFolder.open(Path(words[place + 1])).config()["method"]), *words]
-    asks = not words or words[0] in ("-h", "--help")
-    if asks:
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        words = _resuming(words)
+    if not words or words[0] in ("-h", "--help"):
         words = [next(iter(methods())), "--help"]
     elif words[0].startswith("-"):
-        raise InputError(
-            f"name the method first: consilience train METHOD ...; known: {', '.join(methods())}"
-        )
-    info = find(words[0])
-    base, options = info.cls.Config(), TrainConfig()
-    recipe = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"), None)
+        raise InputError(f"name the method first: consilience train METHOD ...; known: {', '.join(methods())}")
+    base, options = find(words[0]).cls.Config(), TrainConfig()
+    recipe = value_of("--config", words)
     if recipe is not None:
-        content = read_yaml(recipe, "")
-        unexpected = set(content) - {"method", "method_config", "train"}
-        if unexpected or content.get("method", words[0]) != words[0]:
-            raise InputError(
-                f"{recipe} is no recipe of {words[0]}; expected method: {words[0]}, method_config and train"
-            )
-        base = merge(base, content.get("method_config") or {})
-        options = merge(options, content.get("train") or {})
+        base, options = _put_recipe(recipe, words[0], base, options)
     return parse_call(run, words, "consilience train", {"method": base, "train": options})
 
 
+def _resuming(words: list[str]) -> list[str]:
+    """The words with the run's method in front; a run goes on as it was started, so nothing else is taken."""
+    from consilience.cli.parsing import value_of
+    from consilience.errors import InputError
+    from consilience.training.run import RunFolder
+
+    place = value_of("--resume", words)
+    if not place:
+        raise InputError("--resume needs a run folder: consilience train --resume RUN")
+    method = str(RunFolder.open(Path(place)).config()["method"])
+    if not words[0].startswith("-") and words[0] != method:
+        raise InputError(f"{place} is a run of {method}, not of {words[0]}; give: consilience train --resume {place}")
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("-") and option not in ("--resume", "-h", "--help"):
+            raise InputError(f"{option} does not go with --resume: {place} goes on with its own config.yaml; drop it")
+    return words if words[0] == method else [method, *words]
+
+
+def _put_recipe(recipe: str, method: str, base: Any, options: Any) -> tuple[Any, Any]:
+    """The method's and the loop's configuration with a recipe's values over them."""
+    from consilience.errors import InputError, unknown
+    from consilience.training.configure import merge, read_yaml
+
+    content = read_yaml(recipe, "")
+    for key in content:
+        if key not in ("method", "method_config", "train"):
+            raise unknown(f"key in {recipe}", str(key), ("method", "method_config", "train"))
+    if content.get("method", method) != method:
+        raise InputError(f"{recipe} is a recipe of {content['method']}, not of {method}; choose another --config")
+    for key in ("method_config", "train"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise InputError(f"{recipe}: {key} holds {content[key]!r}; expected options, one a line as NAME: VALUE")
+    return merge(base, content.get("method_config") or {}), merge(options, content.get("train") or {})
+
+
 def show(result: dict[str, Any]) -> None:
-    print(f"run: {result['run']} ({result['steps']} steps, last loss {result['loss']})")
-    print(f"table: {result['table']}\nreport: {result['report']}")
-    print(f"next: consilience evaluate {result['run']}")
+    from consilience.cli.parsing import command
+
+    agreement = "" if result["agreement"] is None else f", modalities agree {result['agreement']:.3f} on held-out pairs"
+    loss = "" if result["loss"] is None else f", last loss {result['loss']:.3f}"
+    print(f"run     {result['run']} ({result['steps']} steps{loss}{agreement})")
+    print(f"table   {result['table']}")
+    if result["quarantined"]:
+        print(f"        {result['quarantined']} unreadable samples set aside, listed in quarantine.jsonl and the report")
+    print(f"report  {result['report']}")
+    print(f"next    {command('evaluate', result['run'])}")
+    print(f"        {command('index', result['table'], '--run', result['run'])}")

@@ -137,14 +137,10 @@ def decode_points(data: bytes, origin: str, n: int) -> Float[np.ndarray, "{n} 3"
     if format_of(data, origin) in ARRAY_FORMATS:
         arrays = _arrays(data)
         if len(arrays) > 1 and "points" not in arrays:
-            raise InputError(
-                f"npz without 'points' (it has {', '.join(arrays)}); store the cloud under that name"
-            )
+            raise InputError(f"npz without 'points' (it has {', '.join(arrays)}); store the cloud under that name")
         values = arrays["points"] if "points" in arrays else next(iter(arrays.values()))
         if values.ndim != 2 or values.shape[1] < 3 or not _is_number(values):
-            raise InputError(
-                f"point array has shape {values.shape} {values.dtype}; expected [points, 3] numbers"
-            )
+            raise InputError(f"point array has shape {values.shape} {values.dtype}; expected [points, 3] numbers")
         cloud = values[:, :3].astype(np.float64) / (127 if values.dtype == np.int8 else 1)
     else:
         vertices, faces = _geometry(data, origin)
@@ -239,9 +235,7 @@ def decode_batch(
             try:
                 out[position] = decode(data, kind, origin, config)
             except InputError as error:
-                raise InputError(
-                    f"sample {rows['id'][position].as_py()!r}, {name} from {origin}: {error}"
-                ) from error
+                raise InputError(f"sample {rows['id'][position].as_py()!r}, {name} from {origin}: {error}") from error
             mask[position] = True
         values[name], present[name] = torch.from_numpy(out), torch.from_numpy(mask)
     return values, present
@@ -261,9 +255,7 @@ def _open_image(data: bytes) -> Image.Image:
 def _flatten(picture: Image.Image, mode: str) -> Image.Image:
     """Decode fully, put transparency on white, convert to ``mode``."""
     if picture.mode.startswith("I"):
-        return Image.fromarray(
-            (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        ).convert(mode)
+        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(mode)
     if picture.mode == "F":
         raise ValueError("floating-point pixels; store 8 or 16 bits")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -355,9 +347,7 @@ def _meshnet_npz(arrays: Mapping[str, np.ndarray], n_faces: int, rng: np.random.
     if rows.ndim != 2 or rows.shape[1] != 15 or neighbours.shape != (len(rows), 3) or not len(rows):
         raise InputError(f"faces {rows.shape} and neighbors {neighbours.shape}; expected [F, 15] and [F, 3]")
     if len(rows) > n_faces:
-        raise InputError(
-            f"{len(rows)} faces in the npz; set decode.n_faces to at least that (it is {n_faces})"
-        )
+        raise InputError(f"{len(rows)} faces in the npz; set decode.n_faces to at least that (it is {n_faces})")
     rows = rows.astype(np.float64)
     if not (np.abs(rows) < HUGE).all() or neighbours.min() < 0 or neighbours.max() >= len(rows):
         raise InputError("NaN, infinity or a neighbour that is not there; write the npz again")

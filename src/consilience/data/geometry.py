@@ -29,9 +29,7 @@ def sample_surface(
     return np.asarray(corners[face, 0] + weight[:, :1] * first[face] + weight[:, 1:] * second[face])
 
 
-def merge_vertices(
-    vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]
-) -> tuple[np.ndarray, np.ndarray]:
+def merge_vertices(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"]) -> tuple[np.ndarray, np.ndarray]:
     """The same triangles with vertices at one position counted once (STL repeats them for every face)."""
     unique, place = np.unique(vertices, axis=0, return_inverse=True)
     return unique, place.reshape(-1)[faces]

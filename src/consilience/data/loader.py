@@ -68,9 +68,7 @@ class Loader:
         if not 0 <= rank < world:
             raise InputError(f"rank {rank} of {world}; ranks count from 0 to {world - 1}")
         if batch_size < 2 * world:
-            raise InputError(
-                f"batch_size {batch_size} for {world} ranks; give at least {2 * world}, two a rank"
-            )
+            raise InputError(f"batch_size {batch_size} for {world} ranks; give at least {2 * world}, two a rank")
         if seed < 0:
             raise InputError(f"seed {seed} is negative; give 0 or more")
         full, rest = divmod(count, batch_size)
@@ -114,9 +112,7 @@ class Loader:
             raise InputError(f"start_step {start_step}; an epoch has {self.steps} steps")
         order = self.order(epoch)
         parts = [
-            np.array_split(order[step * self.batch_size : (step + 1) * self.batch_size], self._world)[
-                self._rank
-            ]
+            np.array_split(order[step * self.batch_size : (step + 1) * self.batch_size], self._world)[self._rank]
             for step in range(start_step, self.steps)
         ]
         if self._processes is not None and not (self._cache and self._cache.holds(parts)):
@@ -175,9 +171,7 @@ class _Reader(Dataset[Batch]):
         self.partners = {name: np.asarray(offsets, dtype=np.int64) for name, offsets in partners.items()}
         for name, offsets in self.partners.items():
             if offsets.shape != self.rows.shape:
-                raise InputError(
-                    f"partners[{name!r}] has {len(offsets)} rows; give one for each of {len(rows)}"
-                )
+                raise InputError(f"partners[{name!r}] has {len(offsets)} rows; give one for each of {len(rows)}")
 
     @property
     def bytes_per_row(self) -> int:
@@ -189,9 +183,7 @@ class _Reader(Dataset[Batch]):
         present: dict[str, Tensor] = {}
         own = {name: kind for name, kind in self.kinds.items() if name not in self.partners}
         groups = [(own, self.rows)] if own else []
-        groups += [
-            ({name: self.kinds[name]}, self.partners[name]) for name in self.kinds if name in self.partners
-        ]
+        groups += [({name: self.kinds[name]}, self.partners[name]) for name in self.kinds if name in self.partners]
         for kinds, offsets in groups:
             columns = ["id", *kinds, *(f"origin_{name}" for name in kinds)]
             decoded = decode_batch(self.table.take(offsets[positions], columns), kinds, self.decode)

@@ -82,9 +82,7 @@ def write_reading(
                         settled[name] = Kind.RGB
                 yield row
 
-    return Table.create(
-        destination, checked(), settled, reading.source, scalars=reading.scalars, quarantine=quarantine
-    )
+    return Table.create(destination, checked(), settled, reading.source, scalars=reading.scalars, quarantine=quarantine)
 
 
 def _fault(row: Row, kinds: Mapping[str, Kind | None]) -> Bad | None:

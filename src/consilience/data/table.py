@@ -62,9 +62,7 @@ class Table:
         self._index: np.ndarray | None = None
         raw = (dataset.schema.metadata or {}).get(_METADATA.encode())
         if raw is None:
-            raise InputError(
-                f"{path} is a LanceDB folder but not a Consilience table; import its source instead"
-            )
+            raise InputError(f"{path} is a LanceDB folder but not a Consilience table; import its source instead")
         self._facts: dict[str, Any] = json.loads(raw)
         if int(self._facts["format"]) > FORMAT:
             raise InputError(
@@ -81,9 +79,7 @@ class Table:
         path = Path(path)
         if not is_table(path):
             what = "does not exist" if not path.exists() else f"holds no {NAME}.lance"
-            raise InputError(
-                f"{path} is not a table ({what}); make one with: consilience import SOURCE -o {path}"
-            )
+            raise InputError(f"{path} is not a table ({what}); make one with: consilience import SOURCE -o {path}")
         return cls(path, lance.dataset(str(path / f"{NAME}.lance")))
 
     @classmethod
@@ -176,9 +172,7 @@ class Table:
         offsets = order[place] if len(keys) else np.zeros(len(index), np.int64)
         wrong = np.flatnonzero(keys[offsets] != index) if len(keys) else np.arange(len(index))
         if wrong.size:
-            raise InputError(
-                f"{self._path} has no row with index {int(index[wrong[0]])}; it has {len(keys)} rows"
-            )
+            raise InputError(f"{self._path} has no row with index {int(index[wrong[0]])}; it has {len(keys)} rows")
         return offsets.astype(np.int64)
 
     def select(self, where: str | None = None) -> np.ndarray:
@@ -201,9 +195,7 @@ class Table:
         if offsets.size == 0:
             return pa.schema([self._data.schema.field(name) for name in columns]).empty_table()
         if offsets.min() < 0 or offsets.max() >= len(self):
-            raise InputError(
-                f"row offset {int(offsets.max())} is outside {self._path}, which has {len(self)} rows"
-            )
+            raise InputError(f"row offset {int(offsets.max())} is outside {self._path}, which has {len(self)} rows")
         unique, place = np.unique(offsets, return_inverse=True)
         rows = self._data.take(unique.tolist(), columns=list(columns))
         in_order = bool(np.array_equal(place, np.arange(len(place))))
@@ -229,9 +221,7 @@ class Table:
         everything = self._data.to_table(columns=["label"])["label"]
         found = [name for name in everything.unique().to_pylist() if name is not None]
         if not found:
-            raise InputError(
-                f"{self._path} has no labels; evaluation by class needs a label column at import"
-            )
+            raise InputError(f"{self._path} has no labels; evaluation by class needs a label column at import")
         numeric = all(re.fullmatch(r"-?\d+", name) for name in found)
         names: list[str] = sorted(found, key=int) if numeric else sorted(found)
         code = {name: position for position, name in enumerate(names)}
@@ -267,9 +257,7 @@ class Table:
         """
         index = np.asarray(index, dtype=np.int64)
         if len(np.unique(index)) != len(index):
-            raise InputError(
-                f"write_columns({', '.join(columns)}): index names a row twice; give every row once"
-            )
+            raise InputError(f"write_columns({', '.join(columns)}): index names a row twice; give every row once")
         metadata = {_PROVENANCE: json.dumps(dict(provenance)).encode()}
         fields, arrays = [pa.field("index", pa.int64())], [pa.array(index)]
         for name, values in columns.items():
@@ -285,9 +273,7 @@ class Table:
             latest.offsets_of(index)
             for name in columns:
                 if name in latest.columns and latest.provenance(name) is None:
-                    raise InputError(
-                        f"column {name!r} was imported and is never overwritten; choose another name"
-                    )
+                    raise InputError(f"column {name!r} was imported and is never overwritten; choose another name")
             try:
                 self._data = merge_columns(latest._data, addition)
             except CommitConflictError:

@@ -70,9 +70,7 @@ def embed(
         "fingerprint": mark,
         "method": run.folder.config()["method"],
     }
-    key = hashlib.sha256(
-        rows.tobytes() + ",".join(chosen).encode() + table.fingerprint().encode()
-    ).hexdigest()[:8]
+    key = hashlib.sha256(rows.tobytes() + ",".join(chosen).encode() + table.fingerprint().encode()).hexdigest()[:8]
     place = make_folder(table.path / f".embedding-{name}-{mark}-{key}")
     parts = [rows[start : start + PART] for start in range(0, len(rows), PART)]
     for number, part in enumerate(tqdm(parts, desc="embed", disable=quiet, mininterval=1.0)):

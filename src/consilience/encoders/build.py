@@ -69,8 +69,7 @@ def _points(config: EncoderConfig) -> Encoder:
     if name == "dgcnn":
         if config.neighbours > config.n_points:
             raise InputError(
-                f"neighbours={config.neighbours} exceeds n_points={config.n_points}; "
-                "lower one or raise the other"
+                f"neighbours={config.neighbours} exceeds n_points={config.n_points}; lower one or raise the other"
             )
         dgcnn = DGCNN(config.points_width, config.neighbours)
         if weights is not None:

@@ -50,9 +50,7 @@ class SmallCNN(Encoder):
     For images of 28 to 64 pixels; the 4x4 map keeps where things are, which one global mean would lose.
     """
 
-    def __init__(
-        self, channels_in: int, width: int = 128, channels: tuple[int, int, int] = (32, 64, 128)
-    ) -> None:
+    def __init__(self, channels_in: int, width: int = 128, channels: tuple[int, int, int] = (32, 64, 128)) -> None:
         super().__init__()
         self.width = width
         self.channels_in = channels_in
@@ -65,9 +63,7 @@ class SmallCNN(Encoder):
                 nn.ReLU(),
             ]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Linear(16 * channels[-1], width, bias=False), BatchNorm1d(width), nn.ReLU()
-        )
+        self.head = nn.Sequential(nn.Linear(16 * channels[-1], width, bias=False), BatchNorm1d(width), nn.ReLU())
 
     def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
         """Features of images in [0, 1]; raises :class:`InputError` on another number of channels."""

@@ -56,9 +56,7 @@ class FaceKernelCorrelation(nn.Module):
         self.beta = nn.Parameter(torch.rand(kernels, 4) * 2 * math.pi)
         self.norm = BatchNorm1d(kernels)
 
-    def forward(
-        self, normals: Float[Tensor, "r 3"], rows: Int64[Tensor, "r 3"]
-    ) -> Float[Tensor, "r kernels"]:
+    def forward(self, normals: Float[Tensor, "r 3"], rows: Int64[Tensor, "r 3"]) -> Float[Tensor, "r kernels"]:
         """Features of faces; ``rows`` are the neighbours' row numbers in ``normals``."""
         with torch.autocast(normals.device.type, enabled=False):  # the exponent magnifies rounding 12 times
             sin, cos = self.alpha.sin(), self.alpha.cos()

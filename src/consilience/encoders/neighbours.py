@@ -49,9 +49,7 @@ def knn(x: Float[Tensor, "b n c"], k: int) -> Int64[Tensor, "b n k"]:
     """
     clouds, n, _ = x.shape
     if not 1 <= k <= n:
-        raise InputError(
-            f"{k} neighbours asked of clouds of {n} points; use 1 to {n} neighbours or more points"
-        )
+        raise InputError(f"{k} neighbours asked of clouds of {n} points; use 1 to {n} neighbours or more points")
     with torch.autocast(x.device.type, enabled=False):
         x = x if x.dtype == torch.float64 else x.float()
         x = x - x.mean(1, keepdim=True)  # smaller norms, so less cancellation below

@@ -44,9 +44,7 @@ class EdgeConv(nn.Module):
             x = x if x.dtype == torch.float64 else x.float()
             found = knn(x, self.neighbours) if neighbours is None else neighbours
             difference, centre = self.conv.weight.flatten(1).chunk(2, dim=1)
-            out = neighbour_max_norm(
-                F.linear(x, difference), F.linear(x, centre - difference), found, self.norm
-            )
+            out = neighbour_max_norm(F.linear(x, difference), F.linear(x, centre - difference), found, self.norm)
             return F.leaky_relu(out, self.slope)
 
 
@@ -113,9 +111,7 @@ class PointNet(Encoder):
     ``linear`` adds RoMo's final width -> width layer without bias. Input float [B, P, 3].
     """
 
-    def __init__(
-        self, width: int = 1024, channels: Sequence[int] = (64, 64, 64, 128), linear: bool = True
-    ) -> None:
+    def __init__(self, width: int = 1024, channels: Sequence[int] = (64, 64, 64, 128), linear: bool = True) -> None:
         super().__init__()
         self.width = width
         sizes = [3, *channels, width]
@@ -128,7 +124,7 @@ class PointNet(Encoder):
         rows = x.flatten(0, 1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             rows = F.relu(norm(layer(rows)))
-        out: Tensor = self.head(rows.view(*x.shape[:2], -1).amax(1))
+        out: Tensor = self.head(rows.view(*x.shape[:2], -1).max(1).values)
         return out
 
 

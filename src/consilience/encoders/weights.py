@@ -57,9 +57,7 @@ def _unwrap(found: Any, path: Path) -> State:
         found = inner[0]
     state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not state:
-        raise InputError(
-            f"{path}: no tensors found at the top level or under {', '.join(WRAPPERS)}; save a state dict"
-        )
+        raise InputError(f"{path}: no tensors found at the top level or under {', '.join(WRAPPERS)}; save a state dict")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -105,9 +103,7 @@ def _some(what: str, names: tuple[str, ...]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
-def _assign(
-    module: nn.Module, state: State, path: Path | str, strict: bool, free: tuple[str, ...]
-) -> LoadReport:
+def _assign(module: nn.Module, state: State, path: Path | str, strict: bool, free: tuple[str, ...]) -> LoadReport:
     """Copy ``state`` into ``module``; names that start with ``free`` may be absent even if ``strict``."""
     own = module.state_dict()
     shared = [name for name in own if name in state]
@@ -134,9 +130,7 @@ def _assign(
     return report
 
 
-def load_weights(
-    module: nn.Module, path: Path | str, *, strict: bool = True, allow_pickle: bool = False
-) -> LoadReport:
+def load_weights(module: nn.Module, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
     """Load a file that holds ``module``'s own names. ``strict``: every tensor must fit, else ``InputError``.
 
     With ``strict=False`` what fits is loaded and the rest reported; ``InputError`` when nothing fits.
@@ -167,9 +161,7 @@ def _renamed(state: State, rules: list[tuple[str, str | None]]) -> State:
     return out
 
 
-def load_dgcnn(
-    encoder: DGCNN, path: Path | str, *, strict: bool = True, allow_pickle: bool = False
-) -> LoadReport:
+def load_dgcnn(encoder: DGCNN, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
     """Load the public DGCNN layout (its classifier left out, our head left as it is), RoMo's, or our own."""
     state = read_weights(path, allow_pickle)
     public = _below(state, "conv1.0.weight")
@@ -191,9 +183,7 @@ def load_dgcnn(
     return _assign(encoder, state, path, strict, ("head.", "head_norm.") if classifies else ())
 
 
-def load_meshnet(
-    encoder: MeshNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False
-) -> LoadReport:
+def load_meshnet(encoder: MeshNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
     """Load the public MeshNet layout (without its last classifier layer), or our own."""
     state = read_weights(path, allow_pickle)
     public = _below(state, "spatial_descriptor.spatial_mlp.0.weight")
@@ -222,9 +212,7 @@ def load_meshnet(
     return _assign(encoder, state, path, strict, ())
 
 
-def load_resnet(
-    encoder: ResNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False
-) -> LoadReport:
+def load_resnet(encoder: ResNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
     """Load torchvision's ResNet layout (without ``fc``), that of transformers, or our own."""
     state = read_weights(path, allow_pickle)
     layers = "model.encoder.stages."

@@ -68,9 +68,7 @@ def used_clusters(predicted: Ids) -> float:
 def _ids(name: str, values: Ids) -> npt.NDArray[np.int64]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim != 1 or len(array) == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(
-            f"{name} is {array.dtype} {list(array.shape)}: expected whole numbers [n], one or more"
-        )
+        raise InputError(f"{name} is {array.dtype} {list(array.shape)}: expected whole numbers [n], one or more")
     return array.astype(np.int64)
 
 

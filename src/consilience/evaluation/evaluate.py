@@ -18,9 +18,7 @@ from consilience.training.api import Run
 from consilience.training.loop import encode_rows
 
 
-def directions(
-    encoded: Encoded, labels: Tensor, k: tuple[int, ...] = (1, 5, 10)
-) -> dict[str, RetrievalResult]:
+def directions(encoded: Encoded, labels: Tensor, k: tuple[int, ...] = (1, 5, 10)) -> dict[str, RetrievalResult]:
     """``a->b`` (query modality a, gallery modality b) to the per-query metrics; the partner stays in the gallery.
 
     Rows without the modality, or without a label (negative), are left out of queries and gallery.
@@ -33,9 +31,7 @@ def directions(
                 continue
             ask, keep = encoded.present[a] & (labels >= 0), encoded.present[b] & (labels >= 0)
             if not bool(ask.any()) or not bool(keep.any()):
-                raise InputError(
-                    f"no labelled rows with {a} and {b} to evaluate; check the split and the labels"
-                )
+                raise InputError(f"no labelled rows with {a} and {b} to evaluate; check the split and the labels")
             place = torch.cumsum(keep.long(), 0) - 1
             partner = place[ask] if bool(keep[ask].all()) else None
             results[f"{a}->{b}"] = retrieval(

@@ -56,9 +56,7 @@ def bars(results: Mapping[str, Sequence[float]], label: str) -> Figure:
 def draw_sample(axis: Any, value: np.ndarray[Any, Any], kind: Kind) -> None:
     """Show one decoded sample: a picture as it is, a cloud or mesh as points seen from the front, near ones darker."""
     if kind.is_image:
-        axis.imshow(
-            np.moveaxis(value, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
+        axis.imshow(np.moveaxis(value, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     else:
         points = value[:, :3]
         axis.scatter(points[:, 0], points[:, 1], c=points[:, 2], s=3, cmap="viridis")
@@ -70,9 +68,7 @@ def draw_sample(axis: Any, value: np.ndarray[Any, Any], kind: Kind) -> None:
 
 
 def retrieval_grid(
-    rows: Sequence[
-        tuple[np.ndarray[Any, Any], Kind, Sequence[tuple[np.ndarray[Any, Any], Kind, bool | None, str]]]
-    ],
+    rows: Sequence[tuple[np.ndarray[Any, Any], Kind, Sequence[tuple[np.ndarray[Any, Any], Kind, bool | None, str]]]],
 ) -> Figure:
     """One row a query: the query on the left, its answers after it; the frame is green where the class is the query's,
     red where it is not, grey where it is unknown."""

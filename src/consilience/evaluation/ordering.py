@@ -90,9 +90,7 @@ class Ties:
         hits = torch.arange(len(case), device=row.device) - (count.cumsum(0) - count - fewest)[case]
         size, relevant, before, slots = size[case], relevant[case], before[case], slots[case]
         chance = torch.exp(
-            _log_choose(relevant, hits)
-            + _log_choose(size - relevant, slots - hits)
-            - _log_choose(size, slots)
+            _log_choose(relevant, hits) + _log_choose(size - relevant, slots - hits) - _log_choose(size, slots)
         )
         gain = sure[case] + _expected_gain(above[case], slots, hits, before, slots, harmonic)
         share = chance * gain / (before + hits).clamp_min(1)
@@ -132,9 +130,7 @@ def pack(scores: Tensor, relevant: Tensor) -> Tensor:
     packed = bits & torch.iinfo(bits.dtype).max
     if int(packed.max()) >= (2**62 - 1 if wide else 2**30 - 1):
         if bool(scores.isnan().any()):
-            raise InputError(
-                "a score is not a number: expected vectors whose scores do not overflow; rescale them"
-            )
+            raise InputError("a score is not a number: expected vectors whose scores do not overflow; rescale them")
         # Every float32 is exact in float64 after the shift by a power of two.
         return _dense(scores) * 2 + relevant if wide else pack(scores.double() * 2.0**-128, relevant)
     torch.sub(sign, packed.bitwise_xor_(sign), out=packed)
@@ -167,9 +163,7 @@ def sort_rows(keys: Tensor) -> Tensor:
 def relevant_positions(flat: Tensor) -> Tensor:
     """Positions of the relevant keys, int64 (NumPy's search is four times torch's on a CPU)."""
     odd = (flat & 1).bool()
-    return (
-        torch.from_numpy(np.flatnonzero(odd.numpy())) if flat.device.type == "cpu" else odd.nonzero().view(-1)
-    )
+    return torch.from_numpy(np.flatnonzero(odd.numpy())) if flat.device.type == "cpu" else odd.nonzero().view(-1)
 
 
 def first_at_least(flat: Tensor, size: int, row: Tensor, key: Tensor) -> Tensor:

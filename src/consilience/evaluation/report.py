@@ -48,9 +48,7 @@ class Report:
             return "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in shown)
 
         body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-        self._parts.append(
-            f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        self._parts.append(f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>")
 
     def figure(self, figure: Any, caption: str) -> None:
         """A matplotlib figure as an embedded PNG."""

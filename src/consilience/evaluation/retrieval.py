@@ -216,13 +216,9 @@ def retrieval_of_scores(
             "expected one non-empty shape [queries, gallery] for both"
         )
     if relevant.dtype != torch.bool or scores.dtype == torch.bool or scores.is_complex():
-        raise InputError(
-            f"scores are {scores.dtype}, relevant is {relevant.dtype}: expected real numbers and bool"
-        )
+        raise InputError(f"scores are {scores.dtype}, relevant is {relevant.dtype}: expected real numbers and bool")
     _check_rows(len(scores), scores.shape[1], partner, exclude)
-    return _measure(
-        scores, relevant, cuts, partner, exclude, harmonic_numbers(scores.shape[1], scores.device)
-    )
+    return _measure(scores, relevant, cuts, partner, exclude, harmonic_numbers(scores.shape[1], scores.device))
 
 
 def _measure(
@@ -323,9 +319,7 @@ def _check_cuts(k: Sequence[int]) -> list[int]:
 def _check_vectors(queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> None:
     for name, vectors, labels in (("queries", queries, query_labels), ("gallery", gallery, gallery_labels)):
         if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point():
-            raise InputError(
-                f"{name} are {vectors.dtype} {list(vectors.shape)}: expected floats [rows, features]"
-            )
+            raise InputError(f"{name} are {vectors.dtype} {list(vectors.shape)}: expected floats [rows, features]")
         if labels.shape != vectors.shape[:1] or labels.is_floating_point():
             raise InputError(
                 f"{name} have {len(vectors)} rows but labels {labels.dtype} {list(labels.shape)}: "
@@ -348,9 +342,7 @@ def _check_rows(n: int, size: int, partner: Tensor | None, exclude: Tensor | Non
         if rows is None:
             continue
         if rows.shape != (n,) or rows.dtype != torch.int64:
-            raise InputError(
-                f"{name} is {rows.dtype} {list(rows.shape)}: expected int64 [{n}], one row per query"
-            )
+            raise InputError(f"{name} is {rows.dtype} {list(rows.shape)}: expected int64 [{n}], one row per query")
         bad = ((rows < 0) | (rows >= size)).nonzero()
         if len(bad):
             query = int(bad[0])

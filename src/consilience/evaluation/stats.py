@@ -42,9 +42,7 @@ class PairedDifference:
     p_value: float
 
 
-def bootstrap_mean(
-    values: Values, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: Values, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of the mean over ``values`` [n], such as one AP per query.
 
     Memory is bounded: resamples are drawn in chunks. Raises :class:`InputError` for empty or non-finite
@@ -120,9 +118,7 @@ def _vector(name: str, values: Values) -> npt.NDArray[np.float64]:
     result = array.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(result))
     if len(bad):
-        raise InputError(
-            f"{name} row {bad[0]} is {result[bad[0]]}: expected finite numbers; leave failed runs out"
-        )
+        raise InputError(f"{name} row {bad[0]} is {result[bad[0]]}: expected finite numbers; leave failed runs out")
     return result
 
 

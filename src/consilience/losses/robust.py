@@ -32,7 +32,8 @@ def generalised_cross_entropy(
     logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], q: float = 0.7
 ) -> Float[Tensor, " b"]:
     """(1 - p_y^q) / q (Zhang, Sabuncu 2018): cross-entropy for q -> 0, mean absolute error for q = 1."""
-    return (1 - (q * _log_p(logits, labels)).exp()) / q
+    value: Tensor = (1 - (q * _log_p(logits, labels)).exp()) / q
+    return value
 
 
 def rcll(
@@ -46,7 +47,8 @@ def rcll(
     """
     low = math.log(floor) if floor > 0 else -1e4  # p = e^-10000: past float32, only to keep the power finite
     log_p = _log_p(logits, labels).clamp(min=low, max=_CEILING)
-    return (1 - log_p.exp()) * (-log_p).pow(alpha)
+    value: Tensor = (1 - log_p.exp()) * (-log_p).pow(alpha)
+    return value
 
 
 def rcll_released(
@@ -65,7 +67,7 @@ def rcll_released(
     value = rcll(logits, labels, alpha)
     below = float((probability <= threshold).any())
     # l(1/B); with one row the threshold is 1, log p = 0 and the constant vanishes
-    constant = (1 - threshold) * (-math.log(threshold)) ** alpha * below
+    constant = (1 - threshold) * math.pow(-math.log(threshold), alpha) * below
     return value * counted * (labels.shape[0] / counted.sum().clamp(min=1)) + constant
 
 
@@ -76,3 +78,7 @@ def chance_ramp(progress: float, classes: int, start: float = 0.1, end: float = 
     those that are still at chance when the rest is learnt. ``progress`` in [0, 1].
     """
     return min(1.0, max(0.0, (progress - start) / (end - start))) / classes
+
+
+BASELINES = {"ce": cross_entropy, "mae": mean_absolute_error, "gce": generalised_cross_entropy}
+"""Losses that stand in for RCLL in comparisons, by the name that configurations use."""

@@ -28,17 +28,17 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Int64[Tensor, " b"], vectors: Float[Tensor, "b d"], momentum: float) -> None:
-        """row <- unit(momentum * row + (1 - momentum) * unit(vector)) for the given rows, nothing else.
+        """row <- unit(momentum * row + (1 - momentum) * vector) for the given rows, nothing else (RoMo, SSM).
 
-        A sample that occurs twice in ``index`` moves once, towards the mean of its unit vectors. ``momentum`` = 1
-        leaves the rows bitwise as they are.
+        Vectors are taken as they are: long ones move a row faster. A sample that occurs twice in ``index`` moves
+        once, towards the mean of its vectors. ``momentum`` = 1 leaves the rows bitwise as they are.
         """
         if momentum == 1:
             return
-        unit = F.normalize(vectors.float(), dim=1)
+        vectors = vectors.float()
         touched, where = torch.unique(index, return_inverse=True)
         if touched.shape[0] != index.shape[0]:
-            sums = torch.zeros(touched.shape[0], unit.shape[1], device=unit.device).index_add_(0, where, unit)
+            sums = torch.zeros(touched.shape[0], vectors.shape[1], device=vectors.device).index_add_(0, where, vectors)
             counts = torch.bincount(where, minlength=touched.shape[0]).unsqueeze(1)
-            unit, index = sums / counts, touched
-        self.rows[index] = F.normalize(momentum * self.rows[index] + (1 - momentum) * unit, dim=1)
+            vectors, index = sums / counts, touched
+        self.rows[index] = F.normalize(momentum * self.rows[index] + (1 - momentum) * vectors, dim=1)

@@ -31,9 +31,7 @@ class MethodInfo:
 _METHODS: dict[str, MethodInfo] = {}
 
 
-def register(
-    name: str, *, title: str, paper: str, kinds: tuple[str, ...]
-) -> Callable[[type[Method]], type[Method]]:
+def register(name: str, *, title: str, paper: str, kinds: tuple[str, ...]) -> Callable[[type[Method]], type[Method]]:
     """Class decorator: make a :class:`Method` known under ``name``."""
 
     def keep(cls: type[Method]) -> type[Method]:

@@ -21,8 +21,9 @@ negatives, and re-labelling with less weight where the modalities disagree.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,18 +31,23 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from consilience.data.decode import DecodeConfig
-from consilience.data.schema import Batch, Kind, Modalities
+from consilience.data.schema import Batch, Modalities
 from consilience.distributed import gather_rows
-from consilience.encoders.build import EncoderConfig, build_encoder
+from consilience.encoders.build import EncoderConfig
 from consilience.errors import InputError
-from consilience.heads.projection import Prototypes, classifier, projection
+from consilience.heads.projection import Prototypes, classifier
+from consilience.heads.towers import Towers
 from consilience.losses import robust
 from consilience.losses.contrastive import pairwise_nt_xent
 from consilience.memory.bank import Bank
 from consilience.methods.base import Beliefs, EncodeAll, Encoded, Method, Optimiser, Phase, Progress
 from consilience.methods.registry import register
-from consilience.noise.clustering import kmeans, mutual_information, neighbour_mean, sinkhorn
-from consilience.views.geometry import ViewConfig, plain, view
+from consilience.noise.agreement import fuse, mean_reciprocal_rank, mutual_information, unanimous
+from consilience.noise.clustering import kmeans, neighbour_mean, sinkhorn, two_step_kmeans
+from consilience.noise.pseudo_labels import PseudoLabels
+from consilience.views.geometry import ViewConfig
+
+ANNOTATE, ROBUST = 1, 2  # values of the stage buffer; 0 is the warm-up
 
 
 @dataclass(frozen=True)
@@ -121,27 +127,10 @@ class RoMoConfig:
         if self.clusters < 2:
             raise InputError(f"--method.clusters {self.clusters}: at least 2 clusters are needed")
         if self.batch_size < 4:
-            raise InputError(
-                f"--method.batch_size {self.batch_size}: batch norm and MLM need at least 4 pairs"
-            )
+            raise InputError(f"--method.batch_size {self.batch_size}: batch norm and MLM need at least 4 pairs")
         for name in ("tau", "robust_tau", "temperature"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--method.{name} {getattr(self, name)}: a temperature is positive")
-
-
-class Towers(nn.ModuleDict):
-    """One encoder and projection a modality: float [b, ...] -> z, float [b, D]."""
-
-    def __init__(self, config: RoMoConfig, modalities: Modalities, width: int, neighbours: int) -> None:
-        super().__init__()
-        sizes = replace(config.encoders, points_width=width, neighbours=neighbours)
-        for name, kind in modalities.items():
-            encoder = build_encoder(kind, sizes)
-            if kind is Kind.POINTS and sizes.points != "small":
-                self[name] = encoder  # DGCNN and PointNet end in their own projection to D
-            else:
-                after = projection(encoder.width, width, rectified=config.rectified and kind.is_image)
-                self[name] = nn.Sequential(encoder, after)
 
 
 def ssm(logits: Sequence[Float[Tensor, "b k"]], targets: Sequence[Int64[Tensor, " b"]]) -> Float[Tensor, ""]:
@@ -164,17 +153,11 @@ def rdl(
 ) -> Float[Tensor, " b"]:
     """The robust loss of the second stage, one value a sample; ``fraction`` of the stage drives the ramp."""
     if config.robust_loss == "rcll":
-        chance = 1 / config.clusters
-        floor = {"none": 0.0, "chance": chance, "ramp": robust.chance_ramp(fraction, config.clusters)}
-        return robust.rcll(logits, labels, config.alpha, floor[config.clip])
+        ramp = {"none": 0.0, "chance": 1 / config.clusters, "ramp": robust.chance_ramp(fraction, config.clusters)}
+        return robust.rcll(logits, labels, config.alpha, ramp[config.clip])
     if config.robust_loss == "rcll-released":
         return robust.rcll_released(logits, labels, config.alpha)
-    baseline = {
-        "ce": robust.cross_entropy,
-        "mae": robust.mean_absolute_error,
-        "gce": robust.generalised_cross_entropy,
-    }
-    return baseline[config.robust_loss](logits, labels)
+    return robust.BASELINES[config.robust_loss](logits, labels)
 
 
 @register(
@@ -188,34 +171,32 @@ class RoMo(Method):
 
     Config = RoMoConfig
     config: RoMoConfig
-    labels: Tensor
-    weights: Tensor
     stage: Tensor
-    given: Tensor
 
     def __init__(self, config: RoMoConfig, modalities: Modalities, samples: int) -> None:
         super().__init__(config, modalities, samples)
         if len(modalities) < 2:
-            raise InputError(
-                f"RoMo aligns modalities and needs two or more; the data has {', '.join(modalities)}"
-            )
+            raise InputError(f"RoMo aligns modalities and needs two or more; the data has {', '.join(modalities)}")
         if samples < config.clusters:
-            raise InputError(f"{samples} training samples cannot form {config.clusters} clusters; "
-                             "lower --method.clusters or give more data")  # fmt: skip
+            what = f"{samples} training samples cannot form {config.clusters} clusters"
+            raise InputError(f"{what}; lower --method.clusters or give more data")
         names, fused = list(modalities), config.targets == "fused"
         self.towers = nn.ModuleDict(
-            {"annotate": Towers(config, modalities, config.width, config.encoders.neighbours)}
+            {
+                "annotate": Towers(
+                    config.encoders, modalities, config.width, config.encoders.neighbours, config.rectified
+                )
+            }
         )
         if config.restart:
-            self.towers["robust"] = Towers(config, modalities, config.robust_width, config.robust_neighbours)
+            self.towers["robust"] = Towers(
+                config.encoders, modalities, config.robust_width, config.robust_neighbours, config.rectified
+            )
         width = config.robust_width if config.restart else config.width
         temperature = config.temperature if fused else None
         # per view W_v as in the paper, or one set of centres that all views share
         self.prototypes = nn.ModuleDict(
-            {
-                name: Prototypes(config.clusters, config.width, temperature)
-                for name in (["all"] if fused else names)
-            }
+            {name: Prototypes(config.clusters, config.width, temperature) for name in (["all"] if fused else names)}
         )
         self.head = (
             classifier(width, 128, config.clusters)
@@ -223,10 +204,8 @@ class RoMo(Method):
             else Prototypes(config.clusters, width, config.temperature)
         )
         self.banks = nn.ModuleDict({name: Bank(samples, config.width) for name in names})
-        self.register_buffer("labels", torch.zeros(len(names), samples, dtype=torch.int64))
-        self.register_buffer("weights", torch.ones(samples))
+        self.pseudo = PseudoLabels(names, samples, config.clusters)
         self.register_buffer("stage", torch.tensor(0))
-        self.register_buffer("given", torch.tensor(False))
 
     @property
     def decode(self) -> DecodeConfig:
@@ -246,22 +225,23 @@ class RoMo(Method):
             return [self._towers("robust"), self.head]
         return [self._towers(phase), *([self.prototypes] if phase == "annotate" else [])]
 
-    def _towers(self, phase: str) -> nn.Module:
-        return self.towers["robust" if phase == "robust" and self.config.restart else "annotate"]
+    def _towers(self, phase: str) -> Towers:
+        return cast(Towers, self.towers["robust" if phase == "robust" and self.config.restart else "annotate"])
 
-    def _prototypes(self, name: str) -> nn.Module:
-        return self.prototypes["all" if self.config.targets == "fused" else name]
+    def _heads(self) -> dict[str, nn.Module]:
+        """The classifier of each modality at the current stage: prototypes, later the shared robust head."""
+        if int(self.stage) == ROBUST:
+            return dict.fromkeys(self.modalities, self.head)
+        fused = self.config.targets == "fused"
+        return {name: self.prototypes["all" if fused else name] for name in self.modalities}
+
+    def _banks(self) -> Encoded:
+        rows = {name: cast(Bank, bank).rows for name, bank in self.banks.items()}
+        return Encoded(rows, {name: row.abs().sum(1) > 0 for name, row in rows.items()})
 
     def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        c, towers = self.config, self._towers(progress.name)
-        z, present = [], []
-        for position, (name, kind) in enumerate(self.modalities.items()):
-            key = (progress.seed, progress.phase, progress.epoch, position)
-            seen = batch.present[name]
-            x = view(batch.values[name][seen], kind, batch.index[seen], key, c.views)
-            encoded = towers[name](x)
-            z.append(gather_rows(encoded.new_zeros(len(batch), encoded.shape[1]).index_put((seen,), encoded)))
-            present.append(gather_rows(seen))
+        c, key = self.config, (progress.seed, progress.phase, progress.epoch)
+        z, present = self._towers(progress.name).moved(batch, key, c.views)
         index = gather_rows(batch.index)
         if progress.name == "warmup":
             return {"mlm": mlm(z, present, c.tau)}
@@ -271,33 +251,32 @@ class RoMo(Method):
 
     def _annotate(self, z: list[Tensor], present: list[Tensor], index: Tensor) -> dict[str, Tensor]:
         """One step of PLA: SSM + MLM, then the touched rows of the banks follow."""
-        c, logits, targets = self.config, [], []
+        c, heads, logits, targets = self.config, self._heads(), [], []
         for position, name in enumerate(self.modalities):
-            seen, head, bank = present[position], self._prototypes(name), self.banks[name]
-            logits.append(head(z[position][seen]))
+            seen, bank = present[position], cast(Bank, self.banks[name])
+            logits.append(heads[name](z[position][seen]))
             if c.targets == "fused":
-                targets.append(self.labels[position, index[seen]])
+                targets.append(self.pseudo.labels[position, index[seen]])
             else:  # the view teaches itself: its slowly moving bank row names the cluster of its present vector
                 with torch.no_grad():
-                    targets.append(head(bank.rows[index[seen]]).argmax(1))
-            bank.update(index[seen], z[position][seen].detach(), c.bank_momentum)
+                    targets.append(heads[name](bank.rows[index[seen]]).argmax(1))
+            moved = z[position][seen].detach()
+            # the release lets long vectors pull harder; with fused targets every sample counts alike
+            bank.update(index[seen], F.normalize(moved, dim=1) if c.targets == "fused" else moved, c.bank_momentum)
         return {
             "ssm": c.ssm_weight * ssm(logits, targets),
             "mlm": c.mlm_weight * mlm(z, present, c.tau),
         }
 
-    def _robust(
-        self, z: list[Tensor], present: list[Tensor], index: Tensor, fraction: float
-    ) -> dict[str, Tensor]:
+    def _robust(self, z: list[Tensor], present: list[Tensor], index: Tensor, fraction: float) -> dict[str, Tensor]:
         """One step of RDL: robust loss on the pseudo-labels of each view + MLM."""
         c, terms = self.config, []
-        weight = self.weights[index] / self.weights[index].mean().clamp(min=1e-6)
-        for position in range(len(z)):
-            seen = present[position]
-            each = rdl(self.head(z[position][seen]), self.labels[position, index[seen]], c, fraction)
+        weight = self.pseudo.relative_weights(index)
+        for position, seen in enumerate(present):
+            labels = self.pseudo.labels[position, index[seen]]
+            each = rdl(self.head(z[position][seen]), labels, c, fraction)
             terms.append((weight[seen] * each).mean())
-        agreed = (self.labels[:, index] == self.labels[:1, index]).all(0)
-        groups = torch.where(agreed, self.labels[0, index], -1) if c.exclude_same else None
+        groups = self.pseudo.groups(index) if c.exclude_same else None
         return {
             "rdl": c.rdl_weight * torch.stack(terms).sum(),
             "mlm": c.robust_mlm_weight * mlm(z, present, c.robust_tau, groups),
@@ -305,143 +284,91 @@ class RoMo(Method):
 
     @torch.no_grad()
     def prepare(self, progress: Progress, encode_all: EncodeAll) -> None:
-        """Start of an epoch: fill the banks and cluster once; renew fused targets; renew pseudo-labels."""
-        if progress.epoch == 0:
-            self.stage.fill_(progress.phase)
-        if progress.name == "annotate":
-            if progress.epoch == 0:
-                self._initialise(encode_all())
-            if self.config.targets == "fused":
-                self._label(self._banks(), self._prototypes("all"))
-        elif progress.name == "robust" and not self.given:
-            if progress.epoch == 0 and not self.config.restart:
+        """Start of an epoch: cluster once, then renew targets (annotate) and pseudo-labels (robust)."""
+        first, given = progress.epoch == 0, bool(self.pseudo.given)
+        if progress.name != "warmup" and first and int(self.stage) < ANNOTATE and not given:
+            self.stage.fill_(ANNOTATE)
+            self._initialise(encode_all())
+            self._label(self._banks())
+        elif progress.name == "annotate" and self.config.targets == "fused":
+            self._label(self._banks())
+        if progress.name == "robust":
+            if first and not given and not self.config.restart:
                 self._carry_head(encode_all)
-            elif progress.epoch > 0 and self.config.relabel:
-                self._label(encode_all(), self.head)
+            self.stage.fill_(ROBUST)
+            if not first and not given and self.config.relabel:
+                self._label(encode_all())
 
     def _initialise(self, encoded: Encoded) -> None:
         """Banks from the encoders; k-means on all banks together, then on each bank from the joint centres."""
         c, rows = self.config, []
-        for name, bank in self.banks.items():
+        for name, module in self.banks.items():
+            bank = cast(Bank, module)
             bank.fill(encoded.vectors[name])
             bank.rows[~encoded.present[name]] = 0
             rows.append(bank.rows[encoded.present[name]])
         if c.targets == "fused":
-            joint, _ = kmeans(_fuse(self._banks()), c.clusters, c.clustering_seed)
-            self._prototypes("all").set(F.normalize(joint, dim=1))
-            return
-        joint, _ = kmeans(torch.cat(rows), c.clusters, c.clustering_seed)
-        for name, own in zip(self.banks, rows, strict=True):
-            centres, _ = kmeans(own, c.clusters, c.clustering_seed, start=joint)
-            self._prototypes(name).set(centres)
-
-    def _banks(self) -> Encoded:
-        rows = {name: bank.rows for name, bank in self.banks.items()}
-        return Encoded(rows, {name: row.abs().sum(1) > 0 for name, row in rows.items()})
+            joint, _ = kmeans(fuse(self._banks().vectors, encoded.present), c.clusters, c.clustering_seed)
+            centres = {"all": F.normalize(joint, dim=1)}
+        else:
+            found = two_step_kmeans(rows, c.clusters, c.clustering_seed)
+            centres = dict(zip(self.banks, found, strict=True))
+        for name, value in centres.items():
+            cast(Prototypes, self.prototypes[name]).set(value)
 
     def _carry_head(self, encode_all: EncodeAll) -> None:
-        """Without new networks the robust head continues from the prototypes (or from the labels' class means)."""
-        if isinstance(self.head, Prototypes):
-            if self.config.targets == "fused":
-                self.head.set(self._prototypes("all").weight)
-            else:
-                vectors = _fuse(encode_all())
-                sums = torch.zeros_like(self.head.weight).index_add_(0, self.labels[0], vectors)
-                self.head.set(F.normalize(sums, dim=1))
-
-    def _label(self, encoded: Encoded, head: nn.Module) -> None:
-        """Pseudo-labels and weights of all samples from ``encoded`` under ``head``."""
-        c = self.config
-        own = torch.stack([head(encoded.vectors[name]).argmax(1) for name in self.modalities])
-        if c.targets == "fused":
-            smooth = neighbour_mean(_fuse(encoded), c.neighbours)
-            cosine = (
-                head(smooth).softmax(1).log() * c.temperature
-                if c.head == "mlp"
-                else head(smooth) * c.temperature
-            )
-            self.labels[:] = sinkhorn(cosine).argmax(1)
+        """Without new networks, cosine prototypes go on from the annotators' (or from the labels' class means)."""
+        if not isinstance(self.head, Prototypes):
+            return
+        if self.config.targets == "fused":
+            self.head.set(cast(Prototypes, self.prototypes["all"]).weight)
         else:
-            self.labels.copy_(own)
-        agree = torch.ones(self.samples, dtype=torch.bool, device=own.device)
-        for a in range(len(own)):  # a missing modality does not vote
-            first, second = list(self.modalities)[0], list(self.modalities)[a]
-            both = encoded.present[first] & encoded.present[second]
-            agree &= (own[0] == own[a]) | ~both
-        self.weights.copy_(torch.where(agree, 1.0, c.disagreement_weight))
+            encoded = encode_all()
+            vectors = fuse(encoded.vectors, encoded.present)
+            sums = torch.zeros_like(self.head.weight).index_add_(0, self.pseudo.labels[0], vectors)
+            self.head.set(F.normalize(sums, dim=1))
+
+    def _label(self, encoded: Encoded) -> None:
+        """Pseudo-labels and weights of all samples from ``encoded`` under the classifiers of the current stage."""
+        c, heads = self.config, self._heads()
+        own = torch.stack([heads[name](encoded.vectors[name]).argmax(1) for name in self.modalities])
+        if c.targets == "fused":
+            smooth = neighbour_mean(fuse(encoded.vectors, encoded.present), c.neighbours)
+            shared = next(iter(heads.values()))
+            labels = sinkhorn(shared(smooth) * c.temperature).argmax(1).expand_as(own)
+        else:
+            labels = own
+        agreed = unanimous(own, [encoded.present[name] for name in self.modalities])
+        self.pseudo.renew(labels, agreed, c.disagreement_weight)
 
     @torch.no_grad()
     def finish(self, progress: Progress, encode_all: EncodeAll) -> Beliefs:
         """After annotate: the pseudo-labels the robust stage starts from. After robust: its final ones."""
-        if progress.name == "warmup" or bool(self.given):
+        if progress.name == "warmup" or bool(self.pseudo.given):
             return {}
         encoded = encode_all()
-        if progress.name == "annotate":
-            if self.config.targets == "fused":
-                self._label(encoded, self._prototypes("all"))
-            else:
-                own = [self._prototypes(name)(encoded.vectors[name]).argmax(1) for name in self.modalities]
-                self.labels.copy_(torch.stack(own))
-                self.weights.fill_(1.0)
-        else:
-            self._label(encoded, self.head)
-        probability = self.probabilities(encoded)
-        beliefs: Beliefs = {"pseudo_weight": self.weights.cpu().numpy()}
-        for position, name in enumerate(self.modalities):
-            beliefs[f"pseudo_{name}"] = self.labels[position].cpu().numpy()
-            beliefs[f"pseudo_{name}_own"] = probability[name].argmax(1).cpu().numpy()
-            confidence = probability[name].gather(1, self.labels[position][:, None])[:, 0]
-            beliefs[f"pseudo_{name}_confidence"] = confidence.float().cpu().numpy()
-        return beliefs
+        self._label(encoded)
+        return self.pseudo.columns(self.probabilities(encoded))
 
     def believe(self, labels: Mapping[str, Tensor]) -> None:
-        """Use the given labels (imported pseudo-labels, or true ones for a supervised ceiling) throughout."""
-        for position, name in enumerate(self.modalities):
-            top = int(labels[name].max())
-            if top >= self.config.clusters or int(labels[name].min()) < 0:
-                raise InputError(f"given labels of {name} reach from {int(labels[name].min())} to {top}; "
-                                 f"expected 0..{self.config.clusters - 1} (--method.clusters)")  # fmt: skip
-            self.labels[position] = labels[name].to(self.labels.device)
-        self.given.fill_(True)
+        self.pseudo.believe(labels)
 
     def probabilities(self, encoded: Encoded) -> dict[str, Float[Tensor, "n k"]]:
         """Soft cluster membership of each modality under the classifier of the current stage."""
-        robust_stage = int(self.stage) == 2
-        heads = {name: self.head if robust_stage else self._prototypes(name) for name in self.modalities}
-        return {name: head(encoded.vectors[name]).softmax(1) for name, head in heads.items()}
+        return {name: head(encoded.vectors[name]).softmax(1) for name, head in self._heads().items()}
 
     def encode(self, batch: Batch, modality: str) -> Float[Tensor, "b d"]:
-        towers = self._towers("robust" if int(self.stage) == 2 else "annotate")
-        vectors: Tensor = towers[modality](plain(batch.values[modality], self.modalities[modality]))
-        return vectors
+        return self._towers("robust" if int(self.stage) == ROBUST else "annotate").plain(batch, modality)
 
     @torch.no_grad()
     def agreement(self, held_out: Encoded) -> float:
-        """Before there are clusters: mean reciprocal rank of the true partner (both ways, all pairs of modalities).
-        After: mutual information of the modalities' cluster predictions."""
-        names = list(self.modalities)
+        """Before there are clusters: mean reciprocal rank of the true partner. After: mutual information of the
+        modalities' cluster predictions. Mean over pairs of modalities; no label is involved."""
         values = []
-        probability = self.probabilities(held_out) if int(self.stage) > 0 else {}
-        for a, first in enumerate(names):
-            for second in names[a + 1 :]:
-                both = held_out.present[first] & held_out.present[second]
-                if int(self.stage) > 0:
-                    values.append(mutual_information(probability[first][both], probability[second][both]))
-                    continue
-                u = F.normalize(held_out.vectors[first][both], dim=1)
-                s = u @ F.normalize(held_out.vectors[second][both], dim=1).T
-                own = s.diagonal()
-                values.append(float((1 / (s >= own[:, None]).sum(1)).mean() / 2))
-                values[-1] += float((1 / (s >= own[None]).sum(0)).mean() / 2)
+        clustered = int(self.stage) > 0
+        seen = self.probabilities(held_out) if clustered else held_out.vectors
+        for first, second in combinations(self.modalities, 2):
+            both = held_out.present[first] & held_out.present[second]
+            measure = mutual_information if clustered else mean_reciprocal_rank
+            values.append(measure(seen[first][both], seen[second][both]))
         return sum(values) / len(values)
-
-
-def _fuse(encoded: Encoded) -> Float[Tensor, "n d"]:
-    """Unit mean of a sample's unit vectors over the modalities it has."""
-    total = torch.stack(
-        [
-            F.normalize(v.float(), dim=1) * encoded.present[name][:, None]
-            for name, v in encoded.vectors.items()
-        ]
-    ).sum(0)
-    return F.normalize(total, dim=1)

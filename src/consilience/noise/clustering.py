@@ -1,6 +1,8 @@
-"""Clusters as label proposals: k-means, balanced assignment, agreement between modalities."""
+"""Clusters as label proposals: k-means, balanced assignment, neighbours."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -47,6 +49,13 @@ def kmeans(
     return centres, torch.from_numpy(labels.astype(np.int64)).to(vectors.device)
 
 
+def two_step_kmeans(views: Sequence[Float[Tensor, "n_v d"]], clusters: int, seed: int) -> list[Float[Tensor, "k d"]]:
+    """Centres of each view, found from the centres of all views together (RoMo, section SSM): cluster k means the
+    same in every view, which separate clusterings would not give."""
+    joint, _ = kmeans(torch.cat(list(views)), clusters, seed)
+    return [kmeans(view, clusters, seed, start=joint)[0] for view in views]
+
+
 def sinkhorn(scores: Float[Tensor, "n k"], epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "n k"]:
     """Balanced soft assignment: rows sum to 1, columns to about N/K (entropic transport; Cuturi 2013, SwAV 2020).
 
@@ -64,19 +73,6 @@ def neighbour_mean(vectors: Float[Tensor, "n d"], neighbours: int, block: int = 
     if neighbours <= 1:
         return vectors
     unit = F.normalize(vectors, dim=1)
-    near = torch.cat(
-        [(part @ unit.T).topk(min(neighbours, len(unit)), 1).indices for part in unit.split(block)]
-    )
+    near = torch.cat([(part @ unit.T).topk(min(neighbours, len(unit)), 1).indices for part in torch.split(unit, block)])
     mean = torch.stack([unit[near[:, j]] for j in range(near.shape[1])]).mean(0)
     return F.normalize(mean, dim=1)
-
-
-def mutual_information(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> float:
-    """Information (nats) that one modality's soft cluster gives about the other's, over paired rows.
-
-    High only when predictions are confident, use many clusters and agree: 0 on collapse or chance, at most log K.
-    """
-    joint = (p.double().T @ q.double()) / len(p)
-    joint = ((joint + joint.T) / 2).clamp(min=1e-12)
-    a, b = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
-    return float((joint * (joint.log() - a.log() - b.log())).sum())

@@ -57,9 +57,7 @@ def build_index(
     for modality in [m for m in run.method.modalities if m in table.modalities]:
         column = column_of(modality, name)
         if len(table) > EXACT_BELOW:
-            table.lance.create_index(
-                metric="cosine", vector_column_name=column, index_type="IVF_FLAT", replace=True
-            )
+            table.lance.create_index(metric="cosine", vector_column_name=column, index_type="IVF_FLAT", replace=True)
         kinds[column] = "ivf_flat" if len(table) > EXACT_BELOW else "exact"
     return {
         "table": str(table.path),
@@ -70,9 +68,7 @@ def build_index(
     }
 
 
-def query_vector(
-    run: Run, modality: str, query: str | Path | bytes | np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
+def query_vector(run: Run, modality: str, query: str | Path | bytes | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The unit vector float32 [d] of a file, raw bytes, or a decoded array (as ``Kind`` says) of ``modality``."""
     if modality not in run.method.modalities:
         raise unknown("modality of the run", modality, run.method.modalities)
@@ -93,9 +89,7 @@ def query_vector(
         raise InputError(f"query has shape {value.shape}; {modality} of this run is {expected}")
     device = next(run.method.parameters()).device
     one = torch.from_numpy(np.ascontiguousarray(value))[None].to(device)
-    batch = Batch(
-        torch.zeros(1, dtype=torch.int64), {modality: one}, {modality: torch.ones(1, dtype=torch.bool)}
-    )
+    batch = Batch(torch.zeros(1, dtype=torch.int64), {modality: one}, {modality: torch.ones(1, dtype=torch.bool)})
     with torch.no_grad():
         vector: np.ndarray[Any, Any] = (
             F.normalize(run.method.encode(batch.to(device), modality).float(), dim=1)[0].cpu().numpy()
@@ -162,9 +156,7 @@ def search(
     try:
         found = request.to_list()
     except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(
-            f"--where {where!r} does not fit {table.path}: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"--where {where!r} does not fit {table.path}: {str(error).splitlines()[0]}") from error
     return [
         Hit(
             rank,

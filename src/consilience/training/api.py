@@ -83,9 +83,7 @@ def given_labels(
         else:
             column = table.take(rows, [given])[given]
             if column.null_count:
-                raise InputError(
-                    f"column {given} is empty in {column.null_count} training rows; label them all"
-                )
+                raise InputError(f"column {given} is empty in {column.null_count} training rows; label them all")
             values = column.to_numpy()
         if values.min() < 0:
             raise InputError(f"{int((values < 0).sum())} training rows have no label; label them all")
@@ -94,9 +92,7 @@ def given_labels(
     for part in given.split(","):
         name, _, file = part.partition("=")
         if name not in modalities:
-            raise InputError(
-                f"--train.given {part}: the data has no modality {name!r}; it has {', '.join(modalities)}"
-            )
+            raise InputError(f"--train.given {part}: the data has no modality {name!r}; it has {', '.join(modalities)}")
         pseudo = read_pseudo_labels(Path(file))
         if len(pseudo.pseudo) != len(rows):
             raise InputError(
@@ -135,9 +131,7 @@ def _trainer(
     info = find(name)
     for modality, kind in table.modalities.items():
         if kind.value not in info.kinds:
-            raise InputError(
-                f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}"
-            )
+            raise InputError(f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}")
     method = info.cls(config, table.modalities, len(rows))
     if train.given:
         method.believe(given_labels(table, rows, train.given, table.modalities))
@@ -217,10 +211,8 @@ def resume(out: str | Path, *, watch: Watch | None = None, quiet: bool = False) 
     table = Table.open(content["data"])
     recorded = _recorded_version(folder)
     if recorded != table.fingerprint():
-        raise InputError(
-            f"{table.path} changed since {out} was started (data version {recorded}); train anew"
-        )
-    config = build(find(content["method"]).cls.Config, content["method_config"])
+        raise InputError(f"{table.path} changed since {out} was started (data version {recorded}); train anew")
+    config: Any = build(find(content["method"]).cls.Config, content["method_config"])
     options = build(TrainConfig, content["train"])
     if folder.model_file.exists():
         return load(folder.path)
@@ -240,7 +232,7 @@ def load(run: str | Path, device: str = "cpu") -> Run:
     folder = RunFolder.open(Path(run))
     content = folder.config()
     info = find(content["method"])
-    config = build(info.cls.Config, content["method_config"])
+    config: Any = build(info.cls.Config, content["method_config"])
     method = info.cls(config, folder.modalities(), content["samples"])
     weights = folder.model_file
     if not weights.exists():

@@ -43,9 +43,7 @@ def load_model(path: Path, model: nn.Module) -> None:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} is not a readable safetensors file ({error}); train or copy it again"
-        ) from error
+        raise InputError(f"{path} is not a readable safetensors file ({error}); train or copy it again") from error
     own = model.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [n for n in own if n in state and own[n].shape != state[n].shape]
     if wrong:
@@ -88,9 +86,7 @@ def save_checkpoint(
         if optimiser is not None:
             tensors, rest = _split(optimiser)
             write_bytes(target / "optimiser.safetensors", save(tensors))
-        write_bytes(
-            target / "loop.json", json.dumps({"position": asdict(position), "optimiser": rest}).encode()
-        )
+        write_bytes(target / "loop.json", json.dumps({"position": asdict(position), "optimiser": rest}).encode())
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 

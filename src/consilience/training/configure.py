@@ -66,9 +66,7 @@ def merge(base: T, values: Mapping[str, Any]) -> T:
     def put(target: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in source.items():
             inner = target.get(name)
-            target[name] = (
-                put(inner, value) if isinstance(value, Mapping) and isinstance(inner, dict) else value
-            )
+            target[name] = put(inner, value) if isinstance(value, Mapping) and isinstance(inner, dict) else value
         return target
 
     return build(type(base), put(dataclasses.asdict(cast(Any, base)), values))

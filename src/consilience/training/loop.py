@@ -110,14 +110,15 @@ class Trainer:
         )
         if config.device == "cuda" and self.accelerator.device.type != "cuda":
             raise InputError("--train.device cuda: torch sees no GPU; use --train.device cpu")
-        self.method = synchronise(method).to(self.accelerator.device)
+        synchronise(method)
+        self.method = method.to(self.accelerator.device)
         self.position = Position()
         self.stopping = False
         self.board = _board(run, config) if self.main else None
 
     @property
     def main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     def encode_all(self) -> Encoded:
         return encode_rows(self.method, self.table, self.rows, self.accelerator.device)
@@ -199,9 +200,7 @@ class Trainer:
         config, total = self.config, loader.steps * phase.epochs
         self.method.train()
         optimiser.zero_grad()
-        for number, batch in enumerate(
-            loader.epoch(progress.epoch, self.position.batch), self.position.batch
-        ):
+        for number, batch in enumerate(loader.epoch(progress.epoch, self.position.batch), self.position.batch):
             done = progress.epoch * loader.steps + number
             now = replace(progress, fraction=done / total)
             torch.manual_seed(hash((config.seed, progress.phase, done, rank())) & 0xFFFFFFFF)
@@ -218,15 +217,13 @@ class Trainer:
                         f"the loss is {loss.item()} in phase {phase.name}, epoch {progress.epoch}, batch {number}; "
                         "lower the learning rate or set --train.clip_norm 1"
                     )
-                (loss / config.accumulate).backward()
+                self.accelerator.backward(loss / config.accumulate)
             if update:
                 if config.clip_norm:
                     torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
                 optimiser.step()
                 optimiser.zero_grad()
-            self.position = replace(
-                self.position, epoch=progress.epoch, batch=number + 1, step=self.position.step + 1
-            )
+            self.position = replace(self.position, epoch=progress.epoch, batch=number + 1, step=self.position.step + 1)
             self._report(phase, progress.epoch, losses, loss, bar)
             if update and self._stop_asked():
                 self._save(optimiser)
@@ -234,11 +231,7 @@ class Trainer:
                     f"stopped at step {self.position.step}; go on with: "
                     f"consilience train --resume {self.run_folder.path}"
                 )
-            if (
-                update
-                and (number + 1) % config.checkpoint_every < config.accumulate
-                and number + 1 < loader.steps
-            ):
+            if update and (number + 1) % config.checkpoint_every < config.accumulate and number + 1 < loader.steps:
                 self._save(optimiser)
 
     def _end_of_epoch(self, phase: Phase, epoch: int, last: bool, optimiser: torch.optim.Optimizer) -> None:
@@ -269,9 +262,7 @@ class Trainer:
         keys = self.table.indices()[self.rows]
         self.table.write_columns(keys, beliefs, {"run": str(self.run_folder.path), "phase": phase})
 
-    def _report(
-        self, phase: Phase, epoch: int, losses: dict[str, Tensor], loss: Tensor, bar: tqdm[Any]
-    ) -> None:
+    def _report(self, phase: Phase, epoch: int, losses: dict[str, Tensor], loss: Tensor, bar: tqdm[Any]) -> None:
         if not self.main:
             return
         bar.update(1)

@@ -38,9 +38,7 @@ class RunFolder:
         """A new run at ``path`` with its configuration; InputError when a run is there already."""
         run = cls(path)
         if run.config_file.exists():
-            raise InputError(
-                f"{path} holds a run already; resume it with --resume {path} or choose another -o"
-            )
+            raise InputError(f"{path} holds a run already; resume it with --resume {path} or choose another -o")
         make_folder(run.checkpoints)
         write_json(run.path / "environment.json", environment)
         write_text(run.config_file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -51,9 +49,7 @@ class RunFolder:
         """An existing run; InputError when ``path`` holds none."""
         run = cls(path)
         if not run.config_file.exists():
-            raise InputError(
-                f"{path} is not a run folder (no config.yaml); give the folder that train wrote to"
-            )
+            raise InputError(f"{path} is not a run folder (no config.yaml); give the folder that train wrote to")
         return run
 
     def config(self) -> dict[str, Any]:

@@ -44,9 +44,7 @@ class ViewConfig:
         for name in ("rotate", "turn", "scale", "shear", "shift", "contrast", "jitter"):
             limit = 360 if name in ("rotate", "turn") else 1
             if not 0 <= getattr(self, name) < limit:
-                raise InputError(
-                    f"views.{name}={getattr(self, name)} is out of range; give 0 to below {limit}"
-                )
+                raise InputError(f"views.{name}={getattr(self, name)} is out of range; give 0 to below {limit}")
 
 
 def _planar(random: KeyedRandom, slot: int, config: ViewConfig) -> Float[Tensor, "b 2 2"]:
@@ -60,9 +58,7 @@ def _planar(random: KeyedRandom, slot: int, config: ViewConfig) -> Float[Tensor,
     return turned @ stretched
 
 
-def image_view(
-    images: Float[Tensor, "b c h w"], random: KeyedRandom, config: ViewConfig
-) -> Float[Tensor, "b c h w"]:
+def image_view(images: Float[Tensor, "b c h w"], random: KeyedRandom, config: ViewConfig) -> Float[Tensor, "b c h w"]:
     """A moved copy of float images in [0, 1]: affine warp (bilinear, border repeated), flip, contrast."""
     matrix = _planar(random, 0, config)
     if config.flip:
@@ -95,18 +91,14 @@ def _spatial(random: KeyedRandom, config: ViewConfig) -> Float[Tensor, "b 3 3"]:
     return matrix
 
 
-def points_view(
-    points: Float[Tensor, "b p 3"], random: KeyedRandom, config: ViewConfig
-) -> Float[Tensor, "b p 3"]:
+def points_view(points: Float[Tensor, "b p 3"], random: KeyedRandom, config: ViewConfig) -> Float[Tensor, "b p 3"]:
     """A moved copy of point clouds: linear map, translation, independent jitter of every coordinate."""
     move = random.uniform(26, -config.shift, config.shift, 3)
     noise = random.normal(27, points.shape[1] * 3).view_as(points) * config.jitter
     return points @ _spatial(random, config).transpose(1, 2) + move[:, None] + noise
 
 
-def mesh_view(
-    faces: Float[Tensor, "b f 18"], random: KeyedRandom, config: ViewConfig
-) -> Float[Tensor, "b f 18"]:
+def mesh_view(faces: Float[Tensor, "b f 18"], random: KeyedRandom, config: ViewConfig) -> Float[Tensor, "b f 18"]:
     """A moved copy of meshes: one rotation about the vertical axis and a scale for centres, corners and normals;
     jitter on the centres. Shear and unequal scales would bend the normals, so meshes get neither."""
     angle = random.uniform(30, -config.turn, config.turn)[:, 0] * (math.pi / 180)
@@ -116,7 +108,7 @@ def mesh_view(
     about[:, 2, 0], about[:, 2, 2] = -angle.sin(), angle.cos()
     about[:, 1, 1] = 1
     noise = random.normal(32, faces.shape[1] * 3).view(*faces.shape[:2], 3) * config.jitter
-    vectors = faces[..., :15].unflatten(-1, (5, 3)) @ about.transpose(1, 2)[:, None]
+    vectors = faces[..., :15].reshape(*faces.shape[:2], 5, 3) @ about.transpose(1, 2)[:, None]
     vectors = torch.cat([vectors[:, :, :4] * size[:, None, None, None], vectors[:, :, 4:]], 2).flatten(2)
     return torch.cat([vectors[..., :3] + noise, vectors[..., 3:], faces[..., 15:]], -1)
 
@@ -126,9 +118,7 @@ def plain(value: Tensor, kind: Kind) -> Tensor:
     return value.to(torch.float32) / 255 if kind.is_image and value.dtype == torch.uint8 else value
 
 
-def view(
-    value: Tensor, kind: Kind, index: Int64[Tensor, " b"], key: tuple[int, ...], config: ViewConfig
-) -> Tensor:
+def view(value: Tensor, kind: Kind, index: Int64[Tensor, " b"], key: tuple[int, ...], config: ViewConfig) -> Tensor:
     """A training view of decoded tensors of ``kind``, drawn under ``key`` for the samples ``index``."""
     random = KeyedRandom.of(index, *key)
     value = plain(value, kind)

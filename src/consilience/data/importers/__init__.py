@@ -59,16 +59,12 @@ def open_source(source: str | Path, columns: Mapping[str, str] | None = None) ->
     if not path.exists():
         if isinstance(source, str) and os.sep not in source and not path.suffix:
             raise unknown("data set or path", source, DATASETS)
-        raise InputError(
-            f"{path} does not exist; give a file, a folder, a table or one of {', '.join(DATASETS)}"
-        )
+        raise InputError(f"{path} does not exist; give a file, a folder, a table or one of {', '.join(DATASETS)}")
     if path.is_file() and path.suffix in SUFFIXES:
         return read_manifest(path, columns)
     if path.is_dir() and (manifests := [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]):
         if len(manifests) > 1:
-            raise InputError(
-                f"{path} has {len(manifests)} manifests; give one of them, such as {manifests[0]}"
-            )
+            raise InputError(f"{path} has {len(manifests)} manifests; give one of them, such as {manifests[0]}")
         return read_manifest(manifests[0], columns)
     if columns:
         raise InputError(f"columns apply to manifests ({', '.join(SUFFIXES)}); {path} is none")
@@ -83,9 +79,7 @@ def _open_file(path: Path) -> Reading:
     if path.suffix == ".npz":
         return read_npz3d(path)
     known = ", ".join((*SUFFIXES, ".h5", ".npz"))
-    raise InputError(
-        f"{path}: no importer for {path.suffix or 'a file without suffix'}; expected one of {known}"
-    )
+    raise InputError(f"{path}: no importer for {path.suffix or 'a file without suffix'}; expected one of {known}")
 
 
 def _open_folder(path: Path) -> Reading:

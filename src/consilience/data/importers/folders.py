@@ -43,9 +43,7 @@ def read_folders(root: Path) -> Reading:
         raise InputError(f"{root} holds no pictures, clouds or meshes; {_LAYOUT}")
     names = sorted({name for files in samples.values() for name in files})
     if len(names) > 1 and not any(len(files) > 1 for files in samples.values()):
-        raise InputError(
-            f"{root}: no stem occurs in two of {', '.join(names[:5])}; {_LAYOUT}, with equal stems"
-        )
+        raise InputError(f"{root}: no stem occurs in two of {', '.join(names[:5])}; {_LAYOUT}, with equal stems")
     kinds: dict[str, Kind | None] = {}
     for name in names:
         first = next(files[name] for files in samples.values() if name in files)
@@ -66,9 +64,7 @@ def _roles(place: Path, root: Path) -> tuple[str, str, str]:
     return split, parts[0], "/".join(parts[1:])
 
 
-def _rows(
-    root: Path, samples: dict[tuple[str, str, str], dict[str, Path]], names: list[str]
-) -> Iterator[Row | Bad]:
+def _rows(root: Path, samples: dict[tuple[str, str, str], dict[str, Path]], names: list[str]) -> Iterator[Row | Bad]:
     for (split, label, stem), files in sorted(samples.items()):
         name = "/".join(part for part in (split, label, stem) if part)
         values: dict[str, bytes | None] = {}

@@ -54,9 +54,7 @@ def _rows(files: list[Path]) -> Iterator[Row | Bad]:
             elif any(isinstance(archive[key], h5py.Group) and "points" in archive[key] for key in archive):
                 yield from _clouds(path, archive)
             else:
-                raise InputError(
-                    f"{path} has {', '.join(list(archive)[:5])}; expected X_train or groups with points"
-                )
+                raise InputError(f"{path} has {', '.join(list(archive)[:5])}; expected X_train or groups with points")
 
 
 def _vectors(path: Path, archive: h5py.File) -> Iterator[Row | Bad]:

@@ -128,9 +128,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         if path.suffix in (".jsonl", ".ndjson"):
             reader: Any = pajson.open_json(path)
         else:
-            parse = pacsv.ParseOptions(
-                delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
-            )
+            parse = pacsv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
             header = pacsv.open_csv(path, parse_options=parse).schema.names
             text = {name: pa.string() for name in header if name.lower() in ("id", "split", "label")}
             convert = pacsv.ConvertOptions(column_types=text, strings_can_be_null=True)

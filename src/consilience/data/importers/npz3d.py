@@ -39,9 +39,7 @@ def read_npz3d(source: Path) -> Reading:
         if missing := [name for name in MNIST if not (folder / name).is_file()]:
             raise InputError(f"{folder} lacks {missing[0]}; the pairs need {', '.join(MNIST)}")
         return Reading(str(source), {"image": Kind.GREY, "points": Kind.POINTS}, _mnist(folder))
-    raise InputError(
-        f"{source} is none of {', '.join((KENNEY, *MNIST))}; list other samples in a CSV manifest"
-    )
+    raise InputError(f"{source} is none of {', '.join((KENNEY, *MNIST))}; list other samples in a CSV manifest")
 
 
 def _load(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -52,15 +52,11 @@ def read_romo_lists(folder: Path) -> Reading:
         if match := LIST_NAME.fullmatch(path.name):
             lists.setdefault(match[2], {})[_MODALITIES[match[1]]] = _lines(path)
     if not lists:
-        raise InputError(
-            f"{folder} has no list such as mnist3d_RGBImgs_train_list.txt; give the lists' folder"
-        )
+        raise InputError(f"{folder} has no list such as mnist3d_RGBImgs_train_list.txt; give the lists' folder")
     names = [name for name in _KINDS if any(name in by_name for by_name in lists.values())]
     for split, by_name in lists.items():
         if missing := [name for name in names if name not in by_name]:
-            raise InputError(
-                f"{folder}: the {split} list of {missing[0]} is missing; every split needs all lists"
-            )
+            raise InputError(f"{folder}: the {split} list of {missing[0]} is missing; every split needs all lists")
         _check_pairs(by_name)
     return Reading(str(folder), {name: _KINDS[name] for name in names}, _rows(folder, lists))
 
@@ -76,9 +72,7 @@ def _lines(path: Path) -> list[_Line]:
             raise InputError(f"{path} line {number}: {name!r} has no six-digit id; pairs are made by it")
         line = _Line(path, number, name, label.strip() or None, match[1])
         if match[1] in found:
-            raise InputError(
-                f"{path}: id {match[1]} in lines {found[match[1]].number} and {number}; keep one"
-            )
+            raise InputError(f"{path}: id {match[1]} in lines {found[match[1]].number} and {number}; keep one")
         found[match[1]] = line
     return list(found.values())
 
@@ -90,9 +84,7 @@ def _check_pairs(by_name: dict[str, list[_Line]]) -> None:
         for line in lines:
             partner = ids.get(line.id)
             if partner is None:
-                raise InputError(
-                    f"{line}: id {line.id} is not in the {first_name} list; make both list one set"
-                )
+                raise InputError(f"{line}: id {line.id} is not in the {first_name} list; make both list one set")
             if None not in (line.label, partner.label) and line.label != partner.label:
                 raise InputError(f"{partner} and {line}: one id, labels {partner.label} and {line.label}")
         if len(lines) < len(first):
@@ -114,9 +106,7 @@ def _rows(folder: Path, lists: dict[str, dict[str, list[_Line]]]) -> Iterator[Ro
     bases = [folder, *folder.resolve().parents[:3]]
     base = next((base for base in bases if (base / some.path).is_file()), None)
     if base is None:
-        raise InputError(
-            f"{some}: {some.path} is not found from {folder} upwards; put the files beside the lists"
-        )
+        raise InputError(f"{some}: {some.path} is not found from {folder} upwards; put the files beside the lists")
     for split, by_name in sorted(lists.items(), reverse=True):
         by_id = {name: {line.id: line for line in lines} for name, lines in by_name.items()}
         for key in sorted(next(iter(by_id.values()))):
@@ -164,23 +154,17 @@ def read_pseudo_labels(path: Path) -> PseudoLabels:
             name, pseudo, true = fields
             numbers.append((int(pseudo), int(true)))
         except ValueError:
-            raise InputError(
-                f"{path} line {number}: {line!r}; expected: path pseudo-label true-label"
-            ) from None
+            raise InputError(f"{path} line {number}: {line!r}; expected: path pseudo-label true-label") from None
         paths.append(name)
     table = np.array(numbers, dtype=np.int64).reshape(-1, 2)
     return PseudoLabels(tuple(paths), table[:, 0], table[:, 1])
 
 
-def write_pseudo_labels(
-    path: Path, paths: Sequence[str], pseudo: np.ndarray, true: np.ndarray | None = None
-) -> None:
+def write_pseudo_labels(path: Path, paths: Sequence[str], pseudo: np.ndarray, true: np.ndarray | None = None) -> None:
     """Write the authors' ``path pseudo true`` lines, with -1 for an unknown true label."""
     if true is None:
         true = np.full(len(paths), -1)
     if not len(paths) == len(pseudo) == len(true):
-        raise InputError(
-            f"{len(paths)} paths, {len(pseudo)} pseudo-labels, {len(true)} labels; give equally many"
-        )
+        raise InputError(f"{len(paths)} paths, {len(pseudo)} pseudo-labels, {len(true)} labels; give equally many")
     rows = zip(paths, pseudo.tolist(), true.tolist(), strict=True)
     write_text(path, "".join(f"{name} {int(guess)} {int(truth)}\n" for name, guess, truth in rows))
