@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from beartype import BeartypeConf, beartype
+from typing import Any
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+check = beartype(
+    conf=BeartypeConf(
+        is_pep484_tower=True,
+        # the way mypy wants an array of any shape and type to be written, which beartype does not know
+        hint_overrides=FrozenDict({np.ndarray[Any, Any]: np.ndarray}),
+    )
+)
 """beartype that takes an int where a float is declared, as mypy does."""

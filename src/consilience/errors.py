@@ -21,6 +21,7 @@ class InputError(ConsilienceError, ValueError):
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """An :class:`InputError` for a name that does not exist, with the nearest known spelling."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    begins = [known_name for known_name in names if name and known_name.startswith(name)]
+    near = begins or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
     return InputError(f"unknown {what} {name!r}; {hint}")

@@ -27,7 +27,9 @@ def show(result: dict[str, Any]) -> None:
     _table(result)
     print()
     details = {
-        "unreadable": [f"{bad['id']}, {bad['modality']} from {bad['origin']}: {bad['reason']}" for bad in result["unreadable"]],
+        "unreadable": [
+            f"{bad['id']}, {bad['modality']} from {bad['origin']}: {bad['reason']}" for bad in result["unreadable"]
+        ],
         "in several splits": [_copies(group) for group in result["copies_across"]],
         "without one of their modalities": result["incomplete"],
         "copies inside a split": [_copies(group) for group in result["copies_within"]],

@@ -124,8 +124,8 @@ def _report(romo: Run, table: Table, result: dict[str, Any], answers: dict[str, 
 
     page = Report("Images and point clouds in one space, learnt without a label")
     page.text(
-        "RoMo was trained on 5,000 pairs of handwritten digits: a picture and a point cloud derived from it. It never saw "
-        "a label. Below: how well a test sample of one modality finds its class in the other."
+        "RoMo was trained on pairs of handwritten digits: a picture and a point cloud derived from it. It never saw a "
+        "label. Below: how well a test sample of one modality finds its class in the other."
     )
     page.table(*figures_table(result))
     page.text("mAP@all over 1,000 test pairs; 95% intervals by bootstrap over queries.", "soft")

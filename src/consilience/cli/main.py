@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
     except ConsilienceError as error:
         return _fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
@@ -52,11 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror or error}", 1, as_json)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(f"{error.filename}: {error.strerror or error}", 1, as_json)
         traceback.print_exc()
         what = f"{type(error).__name__}: {error}"
         return _fail(f"failed unexpectedly ({what}); this is a bug, please report it", 1, as_json)

@@ -80,7 +80,7 @@ def _check_options(reader: ArgumentParser, words: Sequence[str]) -> None:
 
 def _parse(reader: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     try:
-        found = reader.instantiate_classes(reader.parse_args(list(words)))
+        found = reader.instantiate(reader.parse_args(list(words)))
     except InputError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:

@@ -135,7 +135,9 @@ def show(result: dict[str, Any]) -> None:
     print(f"run     {result['run']} ({result['steps']} steps{loss}{agreement})")
     print(f"table   {result['table']}")
     if result["quarantined"]:
-        print(f"        {result['quarantined']} unreadable samples set aside, listed in quarantine.jsonl and the report")
+        print(
+            f"        {result['quarantined']} unreadable samples set aside, listed in quarantine.jsonl and the report"
+        )
     print(f"report  {result['report']}")
     print(f"next    {command('evaluate', result['run'])}")
     print(f"        {command('index', result['table'], '--run', result['run'])}")

@@ -73,7 +73,7 @@ def write_reading(
                 if on_bad_sample == "stop":
                     raise InputError(
                         f"sample {bad.id!r}, {bad.modality} from {bad.origin}: {bad.reason}; "
-                        "on_bad_sample=quarantine imports the rest"
+                        "set such samples aside with --on-bad-sample quarantine"
                     )
                 quarantine.append(asdict(bad))
             elif isinstance(row, Row):

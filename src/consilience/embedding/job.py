@@ -60,11 +60,17 @@ def embed(
         if modality not in table.modalities:
             raise unknown(f"modality of {table.path}", modality, table.modalities)
         if table.modalities[modality] is not run.method.modalities[modality]:
+            learnt = run.method.modalities[modality]
             raise InputError(
-                f"{modality} is {table.modalities[modality]} in {table.path}, but {run.path} was trained on "
-                f"{run.method.modalities[modality]}; import it with --kinds {modality}={run.method.modalities[modality]}"
+                f"{modality} is {table.modalities[modality]} in {table.path}, but {run.path} was trained on {learnt}; "
+                f"import it with --kinds {modality}={learnt}"
             )
+    for column in (column_of(modality, name) for modality in chosen):
+        if not column.isidentifier() or (column in table.columns and table.provenance(column) is None):
+            raise InputError(f"{column!r} cannot name a new column of {table.path}; choose another --name")
     mark, rows = fingerprint(run), table.select(where)
+    if not len(rows):
+        raise InputError(f"no rows of {table.path} pass {where!r}; widen the filter")
     provenance = {
         "run": str(run.path.resolve()),
         "fingerprint": mark,
@@ -89,13 +95,11 @@ def embed(
     return {modality: column_of(modality, name) for modality in chosen}
 
 
-def _write_part(
-    run: Run, table: Table, rows: np.ndarray[Any, Any], modalities: list[str], batch_size: int, file: Path
-) -> None:
+def _write_part(run: Run, table: Table, rows: np.ndarray, modalities: list[str], batch_size: int, file: Path) -> None:
     import io
 
     device = next(run.method.parameters()).device
-    found: dict[str, list[np.ndarray[Any, Any]]] = {}
+    found: dict[str, list[np.ndarray]] = {}
     with torch.no_grad():
         for batch in read(table, rows, run.method.decode, batch_size, modalities=tuple(modalities)):
             moved = batch.to(device)

@@ -45,14 +45,14 @@ def directions(encoded: Encoded, labels: Tensor, k: tuple[int, ...] = (1, 5, 10)
     return results
 
 
-def mean_map(method: Method, table: Table, rows: np.ndarray[Any, Any], labels: Tensor) -> float:
+def mean_map(method: Method, table: Table, rows: np.ndarray, labels: Tensor) -> float:
     """mAP@all, averaged over all directions."""
     device = next(method.parameters()).device
     found = directions(encode_rows(method, table, rows, device), labels.to(device))
     return float(np.mean([result.map for result in found.values()]))
 
 
-def labelled_rows(table: Table, where: str) -> tuple[np.ndarray[Any, Any], Tensor]:
+def labelled_rows(table: Table, where: str) -> tuple[np.ndarray, Tensor]:
     """Row offsets that pass ``where`` and their class codes int64 [n]."""
     rows = table.select(where)
     if not len(rows):
@@ -91,7 +91,7 @@ def pseudo_label_figures(run: Run) -> dict[str, Any]:
     that modality alone predicts them; how often the modalities' own predictions agree."""
     table = Table.open(run.table.path)
     figures: dict[str, Any] = {}
-    used: list[np.ndarray[Any, Any]] = []
+    used: list[np.ndarray] = []
     codes, _ = table.labels()
     for modality in run.method.modalities:
         for column, key in (
@@ -99,7 +99,7 @@ def pseudo_label_figures(run: Run) -> dict[str, Any]:
             (f"pseudo_{modality}_own", f"{modality} alone"),
         ):
             owner = table.provenance(column) if column in table.columns else None
-            if owner is None or owner.get("run") != str(run.path):
+            if owner is None or owner.get("run") != str(run.path.resolve()):
                 continue
             values = table.column(column).astype(np.float64)
             known = ~np.isnan(values) & (codes >= 0)

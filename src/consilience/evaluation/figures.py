@@ -53,7 +53,7 @@ def bars(results: Mapping[str, Sequence[float]], label: str) -> Figure:
     return figure
 
 
-def draw_sample(axis: Any, value: np.ndarray[Any, Any], kind: Kind) -> None:
+def draw_sample(axis: Any, value: np.ndarray, kind: Kind) -> None:
     """Show one decoded sample: a picture as it is, a cloud or mesh as points seen from the front, near ones darker."""
     if kind.is_image:
         axis.imshow(np.moveaxis(value, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -68,7 +68,7 @@ def draw_sample(axis: Any, value: np.ndarray[Any, Any], kind: Kind) -> None:
 
 
 def retrieval_grid(
-    rows: Sequence[tuple[np.ndarray[Any, Any], Kind, Sequence[tuple[np.ndarray[Any, Any], Kind, bool | None, str]]]],
+    rows: Sequence[tuple[np.ndarray, Kind, Sequence[tuple[np.ndarray, Kind, bool | None, str]]]],
 ) -> Figure:
     """One row a query: the query on the left, its answers after it; the frame is green where the class is the query's,
     red where it is not, grey where it is unknown."""
@@ -87,9 +87,7 @@ def retrieval_grid(
     return figure
 
 
-def common_space(
-    vectors: Mapping[str, np.ndarray[Any, Any]], labels: np.ndarray[Any, Any], names: Sequence[str]
-) -> Figure:
+def common_space(vectors: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]) -> Figure:
     """t-SNE of unit vectors [n, d] of two or more modalities together: colour is the class, marker the modality."""
     from sklearn.manifold import TSNE
 

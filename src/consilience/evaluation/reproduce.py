@@ -41,35 +41,37 @@ def reproduce(
     *,
     data: str | None = None,
     seeds: int = 3,
+    plan: str | None = None,
     method_config: Mapping[str, Any] | None = None,
     train_config: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run every entry for every seed (finished ones are reused) and compare; writes ``out/report.html``.
 
+    ``plan``: the experiment, a YAML file or the name of one that ships; default the method's own.
     ``method_config`` and ``train_config`` go under every entry alike (input sizes, say). K, the number of clusters, is
     the number of classes of the data: it is given, as in the paper. Raises InputError for unknown methods or data.
     """
     find(method)
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: expected at least 1 (3 or more for an interval)")
-    plan = read_yaml(method, "experiments")
-    data = data or plan["data"]
+    experiment = read_yaml(plan or method, "experiments")
+    data = data or experiment["data"]
     began = time.monotonic()
     table = table_of(data, out)
     _, names = table.labels()
     rows, _ = labelled_rows(table, "split = 'train'")
     common = {"clusters": len(names), **(method_config or {})}
     factor = max(1, math.ceil(_ENOUGH / len(rows)))
-    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in plan["entries"]}
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in experiment["entries"]}
     for seed in range(seeds):
-        for name, entry in plan["entries"].items():
+        for name, entry in experiment["entries"].items():
             config = merge(find(method).cls.Config(), common)
             config = _more_epochs(merge(config, (entry or {}).get("method_config", {})), factor)
             entries[name].append(
                 _run(out, table, method, name, entry or {}, config, dict(train_config or {}), seed, quiet)
             )
-    result = _summary(plan, method, data, seeds, entries)
+    result = _summary(experiment, method, data, seeds, entries)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["epochs_factor"] = factor
     result["data_version"], result["commit"] = table.fingerprint(), commit()

@@ -91,7 +91,7 @@ class Encoded:
 
 
 EncodeAll = Callable[[], Encoded]
-Beliefs = dict[str, np.ndarray[Any, Any]]
+Beliefs = dict[str, np.ndarray]
 """Column name to one value a training sample: what the method believes (pseudo-labels, confidences)."""
 
 

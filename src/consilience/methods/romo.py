@@ -326,7 +326,8 @@ class RoMo(Method):
             encoded = encode_all()
             vectors = fuse(encoded.vectors, encoded.present)
             sums = torch.zeros_like(self.head.weight).index_add_(0, self.pseudo.labels[0], vectors)
-            self.head.set(F.normalize(sums, dim=1))
+            used = sums.norm(dim=1, keepdim=True) > 0  # a cluster without members keeps its random centre
+            self.head.set(torch.where(used, F.normalize(sums, dim=1), self.head.weight))
 
     def _label(self, encoded: Encoded) -> None:
         """Pseudo-labels and weights of all samples from ``encoded`` under the classifiers of the current stage."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ class PseudoLabels(nn.Module):
         weights = self.weights[index]
         return weights / weights.mean().clamp(min=1e-6)
 
-    def columns(self, probabilities: Mapping[str, Float[Tensor, "n k"]]) -> dict[str, np.ndarray[Any, Any]]:
+    def columns(self, probabilities: Mapping[str, Float[Tensor, "n k"]]) -> dict[str, np.ndarray]:
         """Columns for the Table: the weight, and for each modality the label in use, its probability under that
         modality's own prediction (``_confidence``), and that prediction's best cluster (``_own``)."""
         found = {"pseudo_weight": self.weights.cpu().numpy()}

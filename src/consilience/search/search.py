@@ -39,36 +39,43 @@ class Hit:
 def build_index(
     run: Run, table: Table, *, where: str | None = None, name: str = "vector", quiet: bool = False
 ) -> dict[str, Any]:
-    """Make a Table searchable with the run's encoder: fill missing or foreign vector columns; index large ones.
+    """Make the rows that pass ``where`` searchable with the run's encoder: fill vectors that are missing or foreign,
+    keep those that are there, index large Tables.
 
-    Up to :data:`EXACT_BELOW` rows search is an exact scan (faster to build, no recall lost).
+    Up to :data:`EXACT_BELOW` rows search is an exact scan (faster to build, no recall lost). Raises InputError when
+    the Table has none of the run's modalities.
     """
     mark = fingerprint(run)
-    stale = []
-    for modality in [m for m in run.method.modalities if m in table.modalities]:
-        column = column_of(modality, name)
-        owner = table.provenance(column) if column in table.columns else None
-        if owner is None or owner["fingerprint"] != mark:
-            stale.append(modality)
-    if stale:
-        embed(run, table, where=where, modalities=stale, name=name, quiet=quiet)
-        table = Table.open(table.path)
-    kinds = {}
-    for modality in [m for m in run.method.modalities if m in table.modalities]:
-        column = column_of(modality, name)
-        if len(table) > EXACT_BELOW:
+    columns = {m: column_of(m, name) for m in run.method.modalities if m in table.modalities}
+    owners = {m: table.provenance(column) if column in table.columns else None for m, column in columns.items()}
+    foreign = [m for m, owner in owners.items() if owner is None or owner["fingerprint"] != mark]
+    gaps = [m for m in columns if m not in foreign and len(table.select(_gap(m, columns[m], where)))]
+    if foreign or not columns:
+        embed(run, table, where=where, modalities=foreign, name=name, quiet=quiet)
+    for modality in gaps:
+        wider = f"({where}) or {columns[modality]} is not null" if where else None
+        embed(run, Table.open(table.path), where=wider, modalities=[modality], name=name, quiet=quiet)
+    table = Table.open(table.path)
+    large = len(table) > EXACT_BELOW
+    if large:
+        for column in columns.values():
             table.lance.create_index(metric="cosine", vector_column_name=column, index_type="IVF_FLAT", replace=True)
-        kinds[column] = "ivf_flat" if len(table) > EXACT_BELOW else "exact"
     return {
         "table": str(table.path),
         "rows": len(table),
-        "columns": kinds,
-        "embedded": stale,
+        "columns": dict.fromkeys(columns.values(), "ivf_flat" if large else "exact"),
+        "filled": {column: len(table.select(f"{column} is not null")) for column in columns.values()},
+        "embedded": foreign + gaps,
         "encoder": mark,
     }
 
 
-def query_vector(run: Run, modality: str, query: str | Path | bytes | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _gap(modality: str, column: str, where: str | None) -> str:
+    """SQL for the rows that have the modality, but no vector of it yet."""
+    return f"{column} is null and origin_{modality} is not null" + (f" and ({where})" if where else "")
+
+
+def query_vector(run: Run, modality: str, query: str | Path | bytes | np.ndarray) -> np.ndarray:
     """The unit vector float32 [d] of a file, raw bytes, or a decoded array (as ``Kind`` says) of ``modality``."""
     if modality not in run.method.modalities:
         raise unknown("modality of the run", modality, run.method.modalities)
@@ -91,9 +98,7 @@ def query_vector(run: Run, modality: str, query: str | Path | bytes | np.ndarray
     one = torch.from_numpy(np.ascontiguousarray(value))[None].to(device)
     batch = Batch(torch.zeros(1, dtype=torch.int64), {modality: one}, {modality: torch.ones(1, dtype=torch.bool)})
     with torch.no_grad():
-        vector: np.ndarray[Any, Any] = (
-            F.normalize(run.method.encode(batch.to(device), modality).float(), dim=1)[0].cpu().numpy()
-        )
+        vector: np.ndarray = F.normalize(run.method.encode(batch.to(device), modality).float(), dim=1)[0].cpu().numpy()
     return vector
 
 
@@ -113,7 +118,7 @@ def modality_of(run: Run, query: Path) -> str:
 
 def search(
     run: Run,
-    query: str | Path | bytes | np.ndarray[Any, Any],
+    query: str | Path | bytes | np.ndarray,
     *,
     into: str,
     modality: str | None = None,
@@ -144,8 +149,8 @@ def search(
         )
     if owner["fingerprint"] != fingerprint(run):
         raise InputError(
-            f"{column} of {table.path} was filled by another encoder ({owner['run']}); search with --run {owner['run']} "
-            f"or refill it: consilience index {table.path} --run {run.path}"
+            f"{column} of {table.path} was filled by another encoder ({owner['run']}); search with "
+            f"--run {owner['run']} or refill it: consilience index {table.path} --run {run.path}"
         )
     vector = query_vector(run, modality, query)
     request = table.lance.search(vector, vector_column_name=column).distance_type("cosine").limit(k)

@@ -54,7 +54,7 @@ def table_of(data: str | Path | Table, run: Path, *, on_bad_sample: Literal["sto
     return Table.open(place)
 
 
-def training_rows(table: Table, config: TrainConfig) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def training_rows(table: Table, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Row offsets (training, held out for selection). Reads the split column, never a label.
 
     Rows of split ``train`` are used (all rows when no row has that split). Rows of ``validation`` or ``val`` are held
@@ -73,9 +73,7 @@ def training_rows(table: Table, config: TrainConfig) -> tuple[np.ndarray[Any, An
     return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])
 
 
-def given_labels(
-    table: Table, rows: np.ndarray[Any, Any], given: str, modalities: Modalities
-) -> dict[str, torch.Tensor]:
+def given_labels(table: Table, rows: np.ndarray, given: str, modalities: Modalities) -> dict[str, torch.Tensor]:
     """The labels that ``--train.given`` names, int64 [N] by modality (a column, or RoMo's text files)."""
     if "=" not in given:
         if given == "label":
@@ -108,7 +106,7 @@ def given_labels(
     return labels
 
 
-def _codes(table: Table) -> np.ndarray[Any, Any]:
+def _codes(table: Table) -> np.ndarray:
     """Class codes int64 by row offset. Only called for runs that ask for labels by name (``given``, ``pairs``)."""
     codes = np.empty(len(table), dtype=np.int64)
     codes[table.select()] = table.labels()[0]
@@ -151,12 +149,12 @@ def _finish(folder: RunFolder, trainer: Trainer) -> Run:
     return Run(folder, table, trainer.method)
 
 
-def _export_pseudo_labels(folder: RunFolder, table: Table, rows: np.ndarray[Any, Any]) -> None:
+def _export_pseudo_labels(folder: RunFolder, table: Table, rows: np.ndarray) -> None:
     """Readable pseudo-labels in the authors' text format (path, pseudo-label, -1 for the unknown truth)."""
     for name in table.modalities:
         column = f"pseudo_{name}"
         provenance = table.provenance(column) if column in table.columns else None
-        if provenance is None or provenance["run"] != str(folder.path):
+        if provenance is None or provenance["run"] != str(folder.path.resolve()):
             continue
         taken = table.take(rows, [column, f"origin_{name}"])
         paths = [origin or "-" for origin in taken[f"origin_{name}"].to_pylist()]

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from consilience.errors import InputError, unknown
+from consilience.training.config import TrainConfig
 
 T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -27,19 +28,19 @@ def readable(error: Exception, known: ArgumentParser) -> InputError:
     """A parser's error as one line with the nearest known spelling."""
     text = " ".join(str(error).split())
     options = sorted({o for action in known._actions for o in action.option_strings if o.startswith("--")})
+    options = [o for o in options if not any(other.startswith(f"{o}.") for other in options)]
     found = re.search(r"unrecognized arguments: (\S+)", text)
     if found and found[1].startswith("-"):
         return unknown("option", found[1].split("=")[0], options)
     if found:
         return InputError(f"unexpected argument {found[1]!r}; see {known.prog} --help")
-    found = re.search(r"[Kk]ey '([\w.]+)' (?:is not|was not|not) expected", text) or re.search(
-        r"(?:Unexpected key|no key|[Kk]ey) \"?'?([\w.]+)'?\"? (?:not found|is not expected)", text
-    )
+    found = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text)
     if found:
-        return unknown("option", f"--{found[1]}", options)
+        return unknown("option", f"--{found[1]}.{found[2]}", options)
     found = re.search(r'Parser key "([\w.]+)": (.*)', text)
     if found:
         reason = re.sub(r"<class '(\w+)'>", r"\1", found[2]).replace("typing.Literal", "one of ")
+        reason = re.sub(r"Expected an? (.*)\. Got value: (.*)", r"expected \1, got \2", reason)
         return InputError(f"--{found[1]}: {reason}")
     return InputError(f"{text}; see {known.prog} --help")
 
@@ -49,27 +50,34 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Raises InputError for unknown keys (with the nearest spelling), wrong types and values out of range.
     """
-    reader = parser("configuration")
-    reader.add_class_arguments(cls, "method", fail_untyped=True)
+    reader, group = parser("configuration"), _group(cls)
+    reader.add_class_arguments(cls, group, fail_untyped=True)
     try:
-        parsed = reader.parse_object({"method": dict(values)})
-        return cast(T, reader.instantiate_classes(parsed).method)
+        parsed = reader.parse_object({group: dict(values)})
+        return cast(T, getattr(reader.instantiate(parsed), group))
     except InputError:
         raise
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
         raise readable(error, reader) from error
 
 
+def _group(cls: type) -> str:
+    """What stands before a field's name on the command line."""
+    return "train" if cls is TrainConfig else "method"
+
+
 def merge(base: T, values: Mapping[str, Any]) -> T:
     """A copy of a configuration dataclass with the nested plain ``values`` put over it."""
 
-    def put(target: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    def put(target: dict[str, Any], source: Mapping[str, Any], path: str) -> dict[str, Any]:
         for name, value in source.items():
             inner = target.get(name)
-            target[name] = put(inner, value) if isinstance(value, Mapping) and isinstance(inner, dict) else value
+            if isinstance(inner, dict) and not isinstance(value, Mapping):
+                raise InputError(f"--{path}.{name}: expected options below it ({', '.join(inner)}), got {value}")
+            target[name] = put(inner, value, f"{path}.{name}") if isinstance(inner, dict) else value
         return target
 
-    return build(type(base), put(dataclasses.asdict(cast(Any, base)), values))
+    return build(type(base), put(dataclasses.asdict(cast(Any, base)), values, _group(type(base))))
 
 
 def read_yaml(name: str | Path, folder: str) -> dict[str, Any]:

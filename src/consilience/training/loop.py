@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -63,9 +64,7 @@ class _Step(nn.Module):
         return self.method.step(batch, progress)
 
 
-def encode_rows(
-    method: Method, table: Table, rows: np.ndarray[Any, Any], device: torch.device, batch_size: int = 500
-) -> Encoded:
+def encode_rows(method: Method, table: Table, rows: np.ndarray, device: torch.device, batch_size: int = 500) -> Encoded:
     """Vectors of the given rows in evaluation mode, float32, on ``device``; every rank encodes a part and gets all."""
     mine = np.array_split(rows, world_size())[rank()]
     was_training = method.training
@@ -94,21 +93,23 @@ class Trainer:
         table: Table,
         method: Method,
         config: TrainConfig,
-        rows: np.ndarray[Any, Any],
-        held_out: np.ndarray[Any, Any],
-        partners: dict[str, np.ndarray[Any, Any]] | None,
+        rows: np.ndarray,
+        held_out: np.ndarray,
+        partners: dict[str, np.ndarray] | None,
         watch: Watch | None,
         quiet: bool,
     ) -> None:
         self.run_folder, self.table, self.config = run, table, config
         self.rows, self.held_out, self.partners = rows, held_out, partners
         self.watch, self.quiet = watch, quiet
+        # accelerate keeps the first precision for the whole process; a second run here may ask for another one
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu",
+            cpu=config.device == "cpu" or not torch.cuda.is_available(),  # else ranks on a CPU stay strangers
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        if config.device == "cuda" and self.accelerator.device.type != "cuda":
+        if config.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--train.device cuda: torch sees no GPU; use --train.device cpu")
         synchronise(method)
         self.method = method.to(self.accelerator.device)
@@ -260,7 +261,7 @@ class Trainer:
 
     def _write_beliefs(self, beliefs: Beliefs, phase: str) -> None:
         keys = self.table.indices()[self.rows]
-        self.table.write_columns(keys, beliefs, {"run": str(self.run_folder.path), "phase": phase})
+        self.table.write_columns(keys, beliefs, {"run": str(self.run_folder.path.resolve()), "phase": phase})
 
     def _report(self, phase: Phase, epoch: int, losses: dict[str, Tensor], loss: Tensor, bar: tqdm[Any]) -> None:
         if not self.main:

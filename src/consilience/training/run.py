@@ -18,6 +18,7 @@ from consilience.data.schema import Kind
 from consilience.errors import InputError
 from consilience.files import make_folder, write_json, write_text
 
+_KEYS = ("method", "data", "modalities", "samples", "method_config", "train")
 _PACKAGES = ("consilience", "torch", "numpy", "accelerate", "transformers", "lancedb", "scikit-learn")
 
 
@@ -58,6 +59,9 @@ class RunFolder:
             content = yaml.safe_load(self.config_file.read_text())
         except yaml.YAMLError as error:
             raise InputError(f"{self.config_file} is not valid YAML: {str(error).splitlines()[0]}") from error
+        missing = set(_KEYS) - set(content if isinstance(content, dict) else ())
+        if missing:
+            raise InputError(f"{self.config_file} lacks {', '.join(sorted(missing))}; restore it or train again")
         return dict(content)
 
     def modalities(self) -> dict[str, Kind]:
