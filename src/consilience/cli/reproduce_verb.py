@@ -11,6 +11,7 @@ def run(
     data: str | None = None,
     seeds: int = 3,
     out: str | None = None,
+    plan: str | None = None,
     set: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def run(
         data: A data set's name, a Table or a source; default the experiment's own.
         seeds: Number of seeds; fewer than 2 give no interval.
         out: Folder of the experiment (-o); default runs/reproduce-METHOD-DATA. Finished entries found there are reused.
+        plan: The experiment: a YAML file or the name of one that ships (romo, romo-ablations); default the method's.
         set: Method options under every entry alike: encoders.image_size=64,batch_size=50.
     """
     import yaml
@@ -35,8 +37,8 @@ def run(
             target = target.setdefault(part, {})
         target[path[-1]] = yaml.safe_load(value)
     label = Path(data).name if data else "default"
-    place = Path(out or f"runs/reproduce-{method}-{label}")
-    return reproduce(method, place, data=data, seeds=seeds, method_config=common, quiet=quiet)
+    place = Path(out or f"runs/reproduce-{plan or method}-{label}")
+    return reproduce(method, place, data=data, seeds=seeds, plan=plan, method_config=common, quiet=quiet)
 
 
 def show(result: dict[str, Any]) -> None:
