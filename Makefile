@@ -50,7 +50,7 @@ bench: $(ENV)
 	$(BIN)/consilience bench romo -o benchmarks/results/romo.json
 
 docs: $(DOCS)
-	$(BIN)/zensical build --clean
+	$(BIN)/zensical build --clean --strict
 
 $(DOCS): $(ENV)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.encoders.mesh_reference import random_mesh
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
@@ -16,6 +15,7 @@ from consilience.data.schema import Kind
 from consilience.encoders.build import EncoderConfig, build_encoder
 from consilience.encoders.norm import BatchNorm1d, BatchNorm2d
 from consilience.errors import InputError
+from tests.encoders.mesh_reference import random_mesh
 
 
 def _input(kind: Kind, size: int = 32) -> Tensor:

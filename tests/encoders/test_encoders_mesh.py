@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.encoders.mesh_reference import random_mesh, settled_meshnet, slow_meshnet
 
 from consilience.encoders.mesh import FaceRotate, MeshNet
 from consilience.errors import InputError
+from tests.encoders.mesh_reference import random_mesh, settled_meshnet, slow_meshnet
 
 
 def test_is_its_definition() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as tr
-from tests.encoders.mesh_reference import random_mesh, settled_meshnet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from consilience.encoders.mesh import MeshNet
 from consilience.encoders.points import DGCNN
 from consilience.encoders.weights import load_dgcnn, load_meshnet, load_resnet, load_weights, read_weights
 from consilience.errors import InputError
+from tests.encoders.mesh_reference import random_mesh, settled_meshnet
 
 State = dict[str, Tensor]
 

@@ -7,7 +7,7 @@ import torch
 
 from consilience.errors import ConsilienceError, InputError
 from consilience.noise.agreement import fuse, mean_reciprocal_rank, mutual_information, unanimous
-from consilience.noise.clustering import kmeans, neighbour_mean, sinkhorn
+from consilience.noise.clustering import class_centres, kmeans, neighbour_mean, sinkhorn
 
 
 def blobs(per: int = 20) -> torch.Tensor:
@@ -104,3 +104,10 @@ def test_mean_reciprocal_rank_is_its_definition():
         slow += 1 / sum(bool(s[j, i] >= s[i, i]) for j in range(7)) / 14
     assert mean_reciprocal_rank(u, v) == pytest.approx(slow)
     assert mean_reciprocal_rank(u, u) == pytest.approx(1)
+
+
+def test_class_centres_of_a_label_without_members_stay():
+    vectors = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
+    otherwise = torch.full((3, 2), 7.0)
+    expected = torch.tensor([[1.0, 0.0], [7.0, 7.0], [0.0, 1.0]])
+    torch.testing.assert_close(class_centres(vectors, torch.tensor([0, 2, 2]), otherwise), expected)

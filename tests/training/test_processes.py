@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -210,7 +211,7 @@ def test_optimisers_follow_their_schedule() -> None:
     assert max(one) == 1
     assert one[0] == pytest.approx(0.2)
     assert one[-1] < 0.001
-    assert all(a >= b for a, b in zip(one[5:], one[6:]))
+    assert all(a >= b for a, b in itertools.pairwise(one[5:]))
 
 
 def test_recipes_ship_whole_configurations() -> None:

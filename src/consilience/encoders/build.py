@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Kind
 from consilience.encoders.base import Encoder
 from consilience.encoders.image import HuggingFaceImage, ResNet, SmallCNN
@@ -43,6 +44,11 @@ class EncoderConfig:
     """Points drawn from a cloud; RoMo: 1024."""
     n_faces: int = 500
     """Faces of a mesh; MeshNet: 500."""
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """The sizes samples are decoded to."""
+        return DecodeConfig(image_size=self.image_size, n_points=self.n_points, n_faces=self.n_faces)
 
 
 def _image(kind: Kind, config: EncoderConfig) -> Encoder:

@@ -10,12 +10,10 @@ Two stages. *Annotate* (the paper's PLA): self-matching supervision (SSM) agains
 modality-invariance learning (MLM). *Robust* (RDL): learn from the resulting pseudo-labels with the robust
 concentrating loss (RCLL) plus MLM.
 
-What differs from the authors' release. Nothing here reads a label: pseudo-labels are arg max over prototypes as the
-paper draws it (the release writes true labels of farthest samples), pairs are matched by id, rows of the bank belong
-to their samples, and k-means of each view starts from the joint centres. Beside the paper's recipe
-(``recipes/romo-paper.yaml``) stand four repairs that are on by default, each a field below: a contrastive warm-up
-before clustering, balanced targets fused over the modalities and smoothed over neighbours, pseudo-label-aware
-negatives, and re-labelling with less weight where the modalities disagree.
+What differs from the authors' release: nothing here reads a label (its pseudo-labels are true ones), pairs are matched
+by id, rows of the bank belong to their samples, k-means of each view starts from the joint centres. Beside the paper's
+recipe (``recipes/romo-paper.yaml``) stand our repairs, on by default, each a field below: contrastive warm-up, balanced
+targets fused over modalities and neighbours, pseudo-label-aware negatives, re-labelling, weights by agreement.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from consilience.memory.bank import Bank
 from consilience.methods.base import Beliefs, EncodeAll, Encoded, Method, Optimiser, Phase, Progress
 from consilience.methods.registry import register
 from consilience.noise.agreement import fuse, mean_reciprocal_rank, mutual_information, unanimous
-from consilience.noise.clustering import kmeans, neighbour_mean, sinkhorn, two_step_kmeans
+from consilience.noise.clustering import class_centres, kmeans, neighbour_mean, sinkhorn, two_step_kmeans
 from consilience.noise.pseudo_labels import PseudoLabels
 from consilience.views.geometry import ViewConfig
 
@@ -68,7 +66,6 @@ class RoMoConfig:
     """Strength of the augmentation."""
     rectified: bool = False
     """ReLU after the image projection (paper: on)."""
-
     warmup_epochs: int = 5
     """Epochs of MLM alone before the first clustering; stands in for pre-trained encoders (paper: 0)."""
     annotate_epochs: int = 4
@@ -81,7 +78,6 @@ class RoMoConfig:
     """Warm-up and annotate stage (paper: SGD 1e-3, weight decay 1e-5, cosine)."""
     robust_optimiser: Optimiser = field(default_factory=Optimiser)
     """Robust stage (paper: SGD 2e-4, weight decay 1e-6, cosine)."""
-
     ssm_weight: float = 1.0
     """Weight of SSM in the annotate stage (paper: 0.75)."""
     mlm_weight: float = 0.5
@@ -98,10 +94,9 @@ class RoMoConfig:
     """Weight of the old row in the memory bank's update (section SSM)."""
     clustering_seed: int = 313
     """Seed of k-means (the release's value)."""
-
     targets: Literal["per-view", "fused"] = "fused"
-    """Where targets come from. per-view (paper): arg max of the prototypes on each view's own bank. fused: one label
-    a pair from the mean of the banks, by balanced assignment, so that no cluster can swallow the others."""
+    """per-view (paper): arg max of the prototypes on each view's own bank. fused: one label a pair from the mean of the
+    banks, by balanced assignment, so that no cluster can swallow the others."""
     neighbours: int = 10
     """Fused targets are taken from the mean of that many nearest samples (1: no smoothing; paper: 1)."""
     head: Literal["prototypes", "mlp"] = "prototypes"
@@ -124,16 +119,15 @@ class RoMoConfig:
     """Weight of pairs whose modalities predict different clusters, before scaling the mean to 1 (paper: 1)."""
 
     def __post_init__(self) -> None:
-        if self.clusters < 2:
-            raise InputError(f"--method.clusters {self.clusters}: at least 2 clusters are needed")
-        if self.batch_size < 4:
-            raise InputError(f"--method.batch_size {self.batch_size}: batch norm and MLM need at least 4 pairs")
+        for name, low in (("clusters", 2), ("batch_size", 4)):
+            if getattr(self, name) < low:
+                raise InputError(f"--method.{name} {getattr(self, name)}: expected at least {low}")
         for name in ("tau", "robust_tau", "temperature"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--method.{name} {getattr(self, name)}: a temperature is positive")
 
 
-def ssm(logits: Sequence[Float[Tensor, "b k"]], targets: Sequence[Int64[Tensor, " b"]]) -> Float[Tensor, ""]:
+def ssm(logits: Sequence[Float[Tensor, "_ k"]], targets: Sequence[Int64[Tensor, " _"]]) -> Float[Tensor, ""]:
     """L_ssm: sum over views of the mean cross-entropy between W_v z_v and the target cluster."""
     return torch.stack([F.cross_entropy(x.float(), t) for x, t in zip(logits, targets, strict=True)]).sum()
 
@@ -181,17 +175,13 @@ class RoMo(Method):
             what = f"{samples} training samples cannot form {config.clusters} clusters"
             raise InputError(f"{what}; lower --method.clusters or give more data")
         names, fused = list(modalities), config.targets == "fused"
-        self.towers = nn.ModuleDict(
-            {
-                "annotate": Towers(
-                    config.encoders, modalities, config.width, config.encoders.neighbours, config.rectified
-                )
-            }
-        )
+
+        def towers(width: int, neighbours: int) -> Towers:
+            return Towers(config.encoders, modalities, width, neighbours, config.rectified)
+
+        self.towers = nn.ModuleDict({"annotate": towers(config.width, config.encoders.neighbours)})
         if config.restart:
-            self.towers["robust"] = Towers(
-                config.encoders, modalities, config.robust_width, config.robust_neighbours, config.rectified
-            )
+            self.towers["robust"] = towers(config.robust_width, config.robust_neighbours)
         width = config.robust_width if config.restart else config.width
         temperature = config.temperature if fused else None
         # per view W_v as in the paper, or one set of centres that all views share
@@ -209,8 +199,7 @@ class RoMo(Method):
 
     @property
     def decode(self) -> DecodeConfig:
-        sizes = self.config.encoders
-        return DecodeConfig(image_size=sizes.image_size, n_points=sizes.n_points, n_faces=sizes.n_faces)
+        return self.config.encoders.decode
 
     def phases(self) -> tuple[Phase, ...]:
         c = self.config
@@ -255,7 +244,7 @@ class RoMo(Method):
         for position, name in enumerate(self.modalities):
             seen, bank = present[position], cast(Bank, self.banks[name])
             logits.append(heads[name](z[position][seen]))
-            if c.targets == "fused":
+            if c.targets == "fused" or self.pseudo.given:
                 targets.append(self.pseudo.labels[position, index[seen]])
             else:  # the view teaches itself: its slowly moving bank row names the cluster of its present vector
                 with torch.no_grad():
@@ -290,7 +279,7 @@ class RoMo(Method):
             self.stage.fill_(ANNOTATE)
             self._initialise(encode_all())
             self._label(self._banks())
-        elif progress.name == "annotate" and self.config.targets == "fused":
+        elif progress.name == "annotate" and self.config.targets == "fused" and not given:
             self._label(self._banks())
         if progress.name == "robust":
             if first and not given and not self.config.restart:
@@ -325,9 +314,7 @@ class RoMo(Method):
         else:
             encoded = encode_all()
             vectors = fuse(encoded.vectors, encoded.present)
-            sums = torch.zeros_like(self.head.weight).index_add_(0, self.pseudo.labels[0], vectors)
-            used = sums.norm(dim=1, keepdim=True) > 0  # a cluster without members keeps its random centre
-            self.head.set(torch.where(used, F.normalize(sums, dim=1), self.head.weight))
+            self.head.set(class_centres(vectors, self.pseudo.labels[0], self.head.weight))
 
     def _label(self, encoded: Encoded) -> None:
         """Pseudo-labels and weights of all samples from ``encoded`` under the classifiers of the current stage."""

@@ -56,6 +56,14 @@ def two_step_kmeans(views: Sequence[Float[Tensor, "n_v d"]], clusters: int, seed
     return [kmeans(view, clusters, seed, start=joint)[0] for view in views]
 
 
+def class_centres(
+    vectors: Float[Tensor, "n d"], labels: Int64[Tensor, " n"], otherwise: Float[Tensor, "k d"]
+) -> Float[Tensor, "k d"]:
+    """Unit mean of the vectors of each label; a label without members keeps its row of ``otherwise``."""
+    sums = torch.zeros_like(otherwise).index_add_(0, labels, vectors)
+    return torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), otherwise)
+
+
 def sinkhorn(scores: Float[Tensor, "n k"], epsilon: float = 0.05, rounds: int = 3) -> Float[Tensor, "n k"]:
     """Balanced soft assignment: rows sum to 1, columns to about N/K (entropic transport; Cuturi 2013, SwAV 2020).
 

@@ -58,8 +58,10 @@ def build_index(
     table = Table.open(table.path)
     large = len(table) > EXACT_BELOW
     if large:
+        from lancedb.index import IvfFlat
+
         for column in columns.values():
-            table.lance.create_index(metric="cosine", vector_column_name=column, index_type="IVF_FLAT", replace=True)
+            table.lance.create_index(column, config=IvfFlat(distance_type="cosine"), replace=True)
     return {
         "table": str(table.path),
         "rows": len(table),

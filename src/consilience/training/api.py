@@ -91,6 +91,8 @@ def given_labels(table: Table, rows: np.ndarray, given: str, modalities: Modalit
         name, _, file = part.partition("=")
         if name not in modalities:
             raise InputError(f"--train.given {part}: the data has no modality {name!r}; it has {', '.join(modalities)}")
+        if not Path(file).is_file():
+            raise InputError(f"--train.given {part}: {file} does not exist; give a file in RoMo's text format")
         pseudo = read_pseudo_labels(Path(file))
         if len(pseudo.pseudo) != len(rows):
             raise InputError(

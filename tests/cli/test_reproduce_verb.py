@@ -1,0 +1,149 @@
+"""``reproduce`` on a tiny table with a tiny plan: the keys, the pairing by seed, the verdict, and what is reused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import t as student
+
+import consilience.evaluation.reproduce as experiment
+from tests.cli.conftest import Cli
+
+EPOCHS = {"warmup_epochs": 1, "annotate_epochs": 1, "robust_epochs": 1, "batch_size": 16, "width": 8}
+NONE = {"warmup_epochs": 0, "annotate_epochs": 0, "robust_epochs": 0}
+PLAN: dict[str, Any] = {
+    "method": "romo",
+    "data": "mnist3d",
+    "metric": "mean mAP",
+    "claim": "training helps",
+    "margin": {"of": "trained", "over": "untrained (no step)"},
+    "entries": {
+        "trained": {"selection": True, "method_config": EPOCHS},
+        "untrained (no step)": {"method_config": {**EPOCHS, **NONE}},
+    },
+}
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "read_yaml", lambda name, folder: PLAN)
+    monkeypatch.setattr(experiment, "_ENOUGH", 1)
+
+
+@pytest.mark.usefixtures("plan")
+def test_the_answer(cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    words = ("reproduce", "romo", "--data", table, "-o", out, "--quiet")
+    one = cli(*words, "--seeds", "1", "--json")
+    assert (one.code, one.err) == (0, "")
+    assert one.json["margin"]["ci95"] == [None, None]
+    assert one.json["holds"] is False
+    assert one.json["seeds"] == [0]
+
+    trained = []
+    true_train = experiment.train
+
+    def train(*words: Any, **options: Any) -> Any:
+        trained.append(Path(words[2]).name)
+        return true_train(*words, **options)
+
+    monkeypatch.setattr(experiment, "train", train)
+    found = cli(*words, "--seeds", "2", "--json").json
+    assert trained == ["trained-1", "untrained-no-step-1"]
+    keys = {"method", "data", "metric", "seeds", "results", "claim", "margin", "holds", "seconds"}
+    assert keys <= set(found)
+    assert {"over", "mean", "ci95"} <= set(found["margin"])
+    assert (found["method"], found["data"], found["metric"]) == ("romo", str(table), "mean mAP")
+    assert (found["claim"], found["margin"]["over"], found["seeds"]) == (
+        "training helps",
+        "untrained (no step)",
+        [0, 1],
+    )
+    for entry in found["results"].values():
+        assert set(entry) == {"mean", "ci95", "values"}
+        assert len(entry["values"]) == 2
+        assert entry["mean"] == pytest.approx(np.mean(entry["values"]))
+    assert found["results"]["trained"]["values"][0] == one.json["results"]["trained"]["values"][0]
+    for name in ("trained: image->points", "trained: pseudo-label accuracy image", "trained: selection, chosen"):
+        assert name in found["results"]
+
+    difference = np.subtract(*(found["results"][name]["values"] for name in ("trained", "untrained (no step)")))
+    half = student.ppf(0.975, 1) * difference.std(ddof=1) / np.sqrt(2)
+    low, high = difference.mean() - half, difference.mean() + half
+    assert found["margin"]["mean"] == pytest.approx(difference.mean())
+    assert found["margin"]["ci95"] == pytest.approx([low, high])
+    assert found["holds"] is bool(low > 0)
+
+    trained.clear()
+    again = cli(*words, "--seeds", "2", "--json").json
+    assert trained == []
+    assert again["results"] == found["results"]
+    assert json.loads((out / "result.json").read_text())["results"] == found["results"]
+    report = (out / "report.html").read_text()
+    assert "Claim: training helps." in report
+    assert "trained minus untrained (no step)" in report
+    text = cli(*words, "--seeds", "2").out
+    verdict = "holds" if found["holds"] else "not shown"
+    assert f"training helps: margin {found['margin']['mean']:+.3f}" in text
+    assert f": {verdict}\n" in text
+    assert f"report  {out / 'report.html'}" in text
+    assert "--seeds 3 goes on from what is there" in cli(*words, "--seeds", "1").out
+
+
+@pytest.mark.usefixtures("plan")
+def test_every_entry_gets_the_same_options_and_clusters(cli: Cli, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = "encoders.image_size=20,tau=0.3,views.flip=true"
+    answer = cli("reproduce", "romo", "--data", table, "-o", out, "--seeds", "1", "--set", options, "--quiet", "--json")
+    assert answer.code == 0, answer.err
+    for run in ("trained-0", "untrained-no-step-0"):
+        config = yaml.safe_load((out / "runs" / run / "config.yaml").read_text())["method_config"]
+        assert config["clusters"] == 3
+        assert (config["encoders"]["image_size"], config["tau"], config["views"]["flip"]) == (20, 0.3, True)
+
+
+@pytest.mark.usefixtures("plan")
+def test_small_data_gets_more_epochs_everywhere(
+    cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "_ENOUGH", 90)
+    answer = cli("reproduce", "romo", "--data", table, "-o", tmp_path / "out", "--seeds", "1", "--quiet", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["epochs_factor"] == 2
+    config = yaml.safe_load((tmp_path / "out/runs/trained-0/config.yaml").read_text())["method_config"]
+    assert (config["warmup_epochs"], config["robust_epochs"]) == (2, 2)
+
+
+def test_it_needs_labels_and_a_test_split(cli: Cli, tmp_path: Path, plan: None) -> None:
+    from tests.cli import tiny
+
+    unlabelled = tiny.romo_lists(tmp_path / "lists", labels=False, rows=10)
+    answer = cli("reproduce", "romo", "--data", unlabelled, "-o", tmp_path / "a", "--seeds", "1")
+    assert (answer.code, len(answer.err.splitlines())) == (2, 1)
+    assert "has no labels" in answer.err
+    path = tiny.manifest(tmp_path / "data", "csv", 8)
+    path.write_text(path.read_text().replace("test", "train"))
+    answer = cli("reproduce", "romo", "--data", path, "-o", tmp_path / "b", "--seeds", "1")
+    assert (answer.code, len(answer.err.splitlines())) == (2, 1)
+    assert "pass \"split = 'test'\"; name a split that exists" in answer.err
+
+
+def test_the_shipped_plan_compares_entries_that_exist() -> None:
+    from consilience.methods.registry import find
+    from consilience.training.config import TrainConfig
+    from consilience.training.configure import merge, read_yaml
+
+    shipped = read_yaml("romo", "experiments")
+    assert {shipped["margin"]["of"], shipped["margin"]["over"]} <= set(shipped["entries"])
+    budgets = {}
+    for name, entry in shipped["entries"].items():
+        config = merge(find("romo").cls.Config(), (entry or {}).get("method_config", {}))
+        merge(TrainConfig(), (entry or {}).get("train", {}))
+        budgets[name] = config.warmup_epochs + config.annotate_epochs + config.robust_epochs
+    assert budgets.pop("untrained") == 0
+    assert len(set(budgets.values())) == 1
