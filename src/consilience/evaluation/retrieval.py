@@ -45,6 +45,8 @@ Metric = Literal["cosine", "dot", "euclidean"]
 METRICS: tuple[Metric, ...] = ("cosine", "dot", "euclidean")
 BLOCK_BYTES = 32 << 20
 """Ceiling of the working memory of one block of queries, in bytes."""
+IN_CACHE = 2 << 20
+"""Bytes of given scores that are ranked at a time."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,18 @@ def retrieval_of_scores(
         )
     if relevant.dtype != torch.bool or scores.dtype == torch.bool or scores.is_complex():
         raise InputError(f"scores are {scores.dtype}, relevant is {relevant.dtype}: expected real numbers and bool")
-    _check_rows(len(scores), scores.shape[1], partner, exclude)
-    return _measure(scores, relevant, cuts, partner, exclude, harmonic_numbers(scores.shape[1], scores.device))
+    n, size = scores.shape
+    _check_rows(n, size, partner, exclude)
+    harmonic = harmonic_numbers(size, scores.device)
+    rows = max(1, IN_CACHE // (size * scores.element_size()))  # sorting is fastest on what the caches hold
+
+    def part(start: int) -> RetrievalResult:
+        chosen = slice(start, start + rows)
+        own = None if partner is None else partner[chosen]
+        left_out = None if exclude is None else exclude[chosen]
+        return _measure(scores[chosen], relevant[chosen], cuts, own, left_out, harmonic)
+
+    return RetrievalResult.join([part(start) for start in range(0, n, rows)])
 
 
 def _measure(
