@@ -25,8 +25,10 @@ _WHERE = {
     "evaluate": "consilience.evaluation.evaluate",
     "reproduce": "consilience.evaluation.reproduce",
     "RoMoConfig": "consilience.methods.romo",
+    "CommonSpace": "consilience.training.estimator",
 }
 __all__ = [
+    "CommonSpace",
     "RoMoConfig",
     "Run",
     "Table",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from consilience.search.search import build_index, search
     from consilience.training.api import Run, load, resume, train
     from consilience.training.config import TrainConfig
+    from consilience.training.estimator import CommonSpace
 
 
 def __getattr__(name: str) -> Any:
