@@ -117,7 +117,7 @@ def test_a_table_is_not_overwritten(refused: Refused, made: tuple[Path, Path]) -
 def test_fewer_samples_than_clusters(refused: Refused, tmp_path: Path) -> None:
     path, run = tiny.manifest(tmp_path / "data", "csv", 10), tmp_path / "run"
     line = refused("train", "romo", "--data", path, "-o", run, *tiny.FAST, "--method.clusters", "9")
-    assert "8 training samples cannot form 9 clusters; lower --method.clusters or give more data" in line
+    assert "8 samples cannot form 9 clusters; lower --method.clusters or give more data" in line
     assert not (run / "config.yaml").exists()
 
 

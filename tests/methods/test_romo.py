@@ -215,7 +215,7 @@ def test_the_best_epoch_is_kept_by_agreement(table: Table, tmp_path: Path) -> No
 
 def test_what_romo_refuses(table: Table, tmp_path: Path) -> None:
     kinds = {"image": Kind.GREY, "points": Kind.POINTS}
-    with pytest.raises(InputError, match=r"3 training samples cannot form 4 clusters; lower --method.clusters"):
+    with pytest.raises(InputError, match=r"3 samples cannot form 4 clusters; lower --method.clusters"):
         RoMo(config(), kinds, 3)
     with pytest.raises(InputError, match="needs two or more"):
         RoMo(config(), {"image": Kind.GREY}, 20)

@@ -75,6 +75,14 @@ def test_two_ranks_give_the_bank_labels_and_weights_of_one(tiny_table: Table, tm
     assert apart < 0.01 * travelled, (apart, travelled)
 
 
+def test_two_ranks_import_a_source_once(tmp_path: Path) -> None:
+    none = [f"--method.{phase}_epochs=0" for phase in ("warmup", "annotate", "robust")]
+    out = tmp_path / "run"
+    finish(command("train", "romo", "--data", "mnist3d", "-o", out, *none, "--quiet", ranks=2))
+    assert len(Table.open(out / "table")) == 6000
+    assert (out / "model.safetensors").exists()
+
+
 def test_one_step_on_two_ranks_has_the_gradient_of_the_joined_batch() -> None:
     """Every phase, uneven shares, fused and per-view targets; batch norms, banks and losses included."""
     code = """

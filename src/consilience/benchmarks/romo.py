@@ -31,7 +31,7 @@ Job = Callable[[], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """What differs between the two stages (sheet sections 2.2 to 2.5)."""
+    """What differs between the two stages (RoMo: PLA and RDL)."""
 
     width: int
     neighbours: int

@@ -25,7 +25,7 @@ class EncoderConfig:
     """Images: small (3 convolutions, 128 features), resnet18 (512), resnet50 or resnet101 (2048), or
     hf:FOLDER_OR_ID for a vision model of transformers."""
     points: str = "small"
-    """Point clouds: small (3-64-128-256, max pool), pointnet or dgcnn (RoMo, section 2.1 of our sheet)."""
+    """Point clouds: small (3-64-128-256, max pool), pointnet or dgcnn (RoMo's encoders)."""
     mesh: str = "meshnet"
     """Meshes: meshnet (256 features)."""
     image_weights: str | None = None

@@ -30,7 +30,7 @@ from consilience.methods.registry import find
 from consilience.training.api import resume, table_of, train
 from consilience.training.config import TrainConfig
 from consilience.training.configure import merge, read_yaml
-from consilience.training.run import commit
+from consilience.training.run import RunFolder, commit, plain_values
 
 _ENOUGH = 2000  # training samples below which epochs are multiplied, for every entry alike
 
@@ -101,6 +101,12 @@ def _run(
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     place = out / "runs" / f"{slug}-{seed}"
     done = place / "figures.json"
+    train_options = merge(TrainConfig(seed=seed), {**options, **entry.get("train", {}), "seed": seed})
+    if (place / "config.yaml").exists():
+        kept = RunFolder.open(place).config()
+        wanted = (plain_values(config), plain_values(train_options), str(table.path.resolve()))
+        if (kept["method_config"], kept["train"], kept["data"]) != wanted:
+            raise InputError(f"{place} was run with other options or data; choose another -o")
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
@@ -110,7 +116,6 @@ def _run(
         return {"test_map": mean_map(model, table, rows, labels)}
 
     spy = watch if entry.get("selection") else None
-    train_options = merge(TrainConfig(seed=seed), {**options, **entry.get("train", {}), "seed": seed})
     if (place / "config.yaml").exists():
         run = resume(place, watch=spy, quiet=quiet)
     else:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Literal, cast
 
 import torch
@@ -40,12 +39,14 @@ from consilience.losses.contrastive import pairwise_nt_xent
 from consilience.memory.bank import Bank
 from consilience.methods.base import Beliefs, EncodeAll, Encoded, Method, Optimiser, Phase, Progress
 from consilience.methods.registry import register
-from consilience.noise.agreement import fuse, mean_reciprocal_rank, mutual_information, unanimous
-from consilience.noise.clustering import class_centres, kmeans, neighbour_mean, sinkhorn, two_step_kmeans
+from consilience.noise.agreement import fuse, mean_over_pairs, mean_reciprocal_rank, mutual_information, unanimous
+from consilience.noise.clustering import class_centres, enough_for, kmeans, neighbour_mean, sinkhorn, two_step_kmeans
 from consilience.noise.pseudo_labels import PseudoLabels
 from consilience.views.geometry import ViewConfig
 
 ANNOTATE, ROBUST = 1, 2  # values of the stage buffer; 0 is the warm-up
+Views = Sequence[Float[Tensor, "b d"]]
+Masks = Sequence[Bool[Tensor, " b"]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RoMoConfig:
     tau: float = 0.1
     """Temperature of MLM in warm-up and annotate stage (paper: 0.05)."""
     robust_tau: float = 0.1
-    """Temperature of MLM in the robust stage (paper: 0.15)."""
+    """The same in the robust stage (paper: 0.15)."""
     bank_momentum: float = 0.9
     """Weight of the old row in the memory bank's update (section SSM)."""
     clustering_seed: int = 313
@@ -132,20 +133,13 @@ def ssm(logits: Sequence[Float[Tensor, "_ k"]], targets: Sequence[Int64[Tensor, 
     return torch.stack([F.cross_entropy(x.float(), t) for x, t in zip(logits, targets, strict=True)]).sum()
 
 
-def mlm(
-    views: Sequence[Float[Tensor, "b d"]],
-    present: Sequence[Bool[Tensor, " b"]],
-    tau: float,
-    groups: Int64[Tensor, " b"] | None = None,
-) -> Float[Tensor, ""]:
+def mlm(views: Views, present: Masks, tau: float, groups: Int64[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
     """L_mlm: for two views (2 / 2B) times the sum over anchors, i.e. twice NT-Xent; summed over pairs of views."""
     return 2 * pairwise_nt_xent(views, present, tau, groups)
 
 
-def rdl(
-    logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], config: RoMoConfig, fraction: float
-) -> Float[Tensor, " b"]:
-    """The robust loss of the second stage, one value a sample; ``fraction`` of the stage drives the ramp."""
+def rdl(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], config: RoMoConfig, fraction: float) -> Tensor:
+    """The robust loss of the second stage, float32 [b]; ``fraction`` of the stage drives the ramp."""
     if config.robust_loss == "rcll":
         ramp = {"none": 0.0, "chance": 1 / config.clusters, "ramp": robust.chance_ramp(fraction, config.clusters)}
         return robust.rcll(logits, labels, config.alpha, ramp[config.clip])
@@ -171,9 +165,7 @@ class RoMo(Method):
         super().__init__(config, modalities, samples)
         if len(modalities) < 2:
             raise InputError(f"RoMo aligns modalities and needs two or more; the data has {', '.join(modalities)}")
-        if samples < config.clusters:
-            what = f"{samples} training samples cannot form {config.clusters} clusters"
-            raise InputError(f"{what}; lower --method.clusters or give more data")
+        enough_for(samples, config.clusters)
         names, fused = list(modalities), config.targets == "fused"
 
         def towers(width: int, neighbours: int) -> Towers:
@@ -188,10 +180,11 @@ class RoMo(Method):
         self.prototypes = nn.ModuleDict(
             {name: Prototypes(config.clusters, config.width, temperature) for name in (["all"] if fused else names)}
         )
-        self.head = (
-            classifier(width, 128, config.clusters)
-            if config.head == "mlp"
-            else Prototypes(config.clusters, width, config.temperature)
+        prototypes = config.head == "prototypes"
+        self.head: nn.Module = (
+            Prototypes(config.clusters, width, config.temperature)
+            if prototypes
+            else classifier(width, 128, config.clusters)
         )
         self.banks = nn.ModuleDict({name: Bank(samples, config.width) for name in names})
         self.pseudo = PseudoLabels(names, samples, config.clusters)
@@ -352,11 +345,6 @@ class RoMo(Method):
     def agreement(self, held_out: Encoded) -> float:
         """Before there are clusters: mean reciprocal rank of the true partner. After: mutual information of the
         modalities' cluster predictions. Mean over pairs of modalities; no label is involved."""
-        values = []
-        clustered = int(self.stage) > 0
-        seen = self.probabilities(held_out) if clustered else held_out.vectors
-        for first, second in combinations(self.modalities, 2):
-            both = held_out.present[first] & held_out.present[second]
-            measure = mutual_information if clustered else mean_reciprocal_rank
-            values.append(measure(seen[first][both], seen[second][both]))
-        return sum(values) / len(values)
+        if int(self.stage) == 0:
+            return mean_over_pairs(mean_reciprocal_rank, held_out.vectors, held_out.present)
+        return mean_over_pairs(mutual_information, self.probabilities(held_out), held_out.present)

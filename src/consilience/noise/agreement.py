@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -42,3 +43,16 @@ def mean_reciprocal_rank(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> fl
     own = s.diagonal()
     forth, back = (s >= own[:, None]).sum(1), (s >= own[None]).sum(0)
     return float(((1 / forth).mean() + (1 / back).mean()) / 2)
+
+
+def mean_over_pairs(
+    measure: Callable[[Tensor, Tensor], float],
+    views: Mapping[str, Float[Tensor, "n _"]],
+    present: Mapping[str, Bool[Tensor, " n"]],
+) -> float:
+    """Mean of ``measure`` over all pairs of modalities, each over the samples that have both."""
+    values = []
+    for first, second in combinations(views, 2):
+        both = present[first] & present[second]
+        values.append(measure(views[first][both], views[second][both]))
+    return sum(values) / len(values)

@@ -15,6 +15,14 @@ from torch import Tensor
 from consilience.errors import ConsilienceError, InputError
 
 
+def enough_for(samples: int, clusters: int) -> None:
+    """InputError unless ``samples`` can form ``clusters``."""
+    if samples < clusters:
+        raise InputError(
+            f"{samples} samples cannot form {clusters} clusters; lower --method.clusters or give more data"
+        )
+
+
 def kmeans(
     vectors: Float[Tensor, "n d"],
     clusters: int,
@@ -27,10 +35,7 @@ def kmeans(
     One thread: scikit-learn sums in thread order otherwise, and a resumed run must find the same bits.
     Raises InputError when there are fewer vectors than clusters, ConsilienceError when clusters stay empty.
     """
-    if len(vectors) < clusters:
-        raise InputError(
-            f"{len(vectors)} samples cannot form {clusters} clusters; lower --method.clusters or give more data"
-        )
+    enough_for(len(vectors), clusters)
     data = vectors.detach().cpu().float().numpy()
     model = KMeans(
         clusters,

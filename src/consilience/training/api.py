@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,19 @@ import numpy as np
 import torch
 
 from consilience.data.corrupt import shuffle_partners_within_class
-from consilience.data.importers import import_table
+from consilience.data.datasets import DATASETS, read_dataset
+from consilience.data.importers import import_table, open_source
 from consilience.data.importers.romo_lists import read_pseudo_labels, write_pseudo_labels
 from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
 from consilience.distributed import rank, world_size
-from consilience.errors import InputError
+from consilience.errors import ConsilienceError, InputError
 from consilience.methods.base import Method
 from consilience.methods.registry import find
 from consilience.training.checkpoint import load_model, newest
 from consilience.training.config import TrainConfig
 from consilience.training.configure import build
-from consilience.training.loop import Trainer, Watch
+from consilience.training.loop import Trainer, Watch, join_processes
 from consilience.training.run import RunFolder, environment, plain_values
 
 
@@ -39,16 +41,30 @@ class Run:
         return self.folder.path
 
 
-def table_of(data: str | Path | Table, run: Path, *, on_bad_sample: Literal["stop", "quarantine"] = "stop",
-             kinds: Mapping[str, str] | None = None) -> Table:  # fmt: skip
-    """The Table behind ``data``: itself, or an import into ``run/table`` (kept, so that a second call reuses it)."""
-    if isinstance(data, Table):
-        return data
-    if Path(data).is_dir() and is_table(data):
-        return Table.open(data)
+def table_of(
+    data: str | Path | Table,
+    run: Path,
+    *,
+    on_bad_sample: Literal["stop", "quarantine"] = "stop",
+    kinds: Mapping[str, str] | None = None,
+) -> Table:
+    """The Table behind ``data``: itself, or an import into ``run/table`` (kept, so that a second call reuses it).
+
+    Raises InputError when ``run/table`` was imported from something else, and for kinds given with a Table.
+    """
+    if isinstance(data, Table) or (Path(data).is_dir() and is_table(data)):
+        if kinds:
+            raise InputError(f"{data} is a table already; --kinds applies to other sources")
+        return data if isinstance(data, Table) else Table.open(data)
     place = run / "table"
-    if not is_table(place) and rank() == 0:
-        import_table(data, place, kinds=kinds, on_bad_sample=on_bad_sample)
+    if rank() == 0:
+        if not is_table(place):
+            import_table(data, place, kinds=kinds, on_bad_sample=on_bad_sample)
+        else:
+            known = (read_dataset(str(data)) if str(data) in DATASETS else open_source(data)).source
+            kept = Table.open(place).source
+            if kept != known:
+                raise InputError(f"{place} was imported from {kept}, not from {known}; choose another -o")
     if world_size() > 1:
         torch.distributed.barrier()
     return Table.open(place)
@@ -186,9 +202,16 @@ def train(
     config = info.cls.Config() if config is None else config
     if (out / "config.yaml").exists():
         raise InputError(f"{out} holds a run already; resume it with --resume {out} or choose another -o")
+    join_processes(train.device)
+    fresh = not is_table(out / "table")
     table = table_of(data, out, on_bad_sample=on_bad_sample, kinds=kinds)
     folder = RunFolder(out)
-    trainer = _trainer(folder, table, method, config, train, watch, quiet)
+    try:
+        trainer = _trainer(folder, table, method, config, train, watch, quiet)
+    except ConsilienceError:
+        if fresh and table.path == out / "table" and rank() == 0:  # nothing half-done stays behind a refusal
+            shutil.rmtree(table.path)
+        raise
     if trainer.main:
         content = {
             "method": method,
@@ -216,6 +239,7 @@ def resume(out: str | Path, *, watch: Watch | None = None, quiet: bool = False) 
     options = build(TrainConfig, content["train"])
     if folder.model_file.exists():
         return load(folder.path)
+    join_processes(options.device)
     trainer = _trainer(folder, table, content["method"], config, options, watch, quiet)
     trainer.run()
     return _finish(folder, trainer)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -51,6 +51,12 @@ class Interrupted(ConsilienceError):
     """The user stopped the run; it can be resumed."""
 
     exit_code = 130
+
+
+def join_processes(device: str) -> None:
+    """Make the processes that torchrun started one group (a no-op in a single process); needed before the first
+    collective. Without a GPU accelerate has to be told so, or the ranks stay strangers."""
+    PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
 class _Step(nn.Module):
@@ -105,7 +111,7 @@ class Trainer:
         # accelerate keeps the first precision for the whole process; a second run here may ask for another one
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu" or not torch.cuda.is_available(),  # else ranks on a CPU stay strangers
+            cpu=config.device == "cpu" or not torch.cuda.is_available(),
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
