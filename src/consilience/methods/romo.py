@@ -24,7 +24,7 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from consilience.data.decode import DecodeConfig
@@ -46,7 +46,6 @@ from consilience.views.geometry import ViewConfig
 
 ANNOTATE, ROBUST = 1, 2  # values of the stage buffer; 0 is the warm-up
 Views = Sequence[Float[Tensor, "b d"]]
-Masks = Sequence[Bool[Tensor, " b"]]
 
 
 @dataclass(frozen=True)
@@ -133,9 +132,9 @@ def ssm(logits: Sequence[Float[Tensor, "_ k"]], targets: Sequence[Int64[Tensor, 
     return torch.stack([F.cross_entropy(x.float(), t) for x, t in zip(logits, targets, strict=True)]).sum()
 
 
-def mlm(views: Views, present: Masks, tau: float, groups: Int64[Tensor, " b"] | None = None) -> Float[Tensor, ""]:
+def mlm(views: Views, seen: Sequence[Tensor], tau: float, groups: Int64[Tensor, " b"] | None = None) -> Tensor:
     """L_mlm: for two views (2 / 2B) times the sum over anchors, i.e. twice NT-Xent; summed over pairs of views."""
-    return 2 * pairwise_nt_xent(views, present, tau, groups)
+    return 2 * pairwise_nt_xent(views, seen, tau, groups)
 
 
 def rdl(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], config: RoMoConfig, fraction: float) -> Tensor:
