@@ -178,6 +178,13 @@ def test_labels_are_read_only_by_runs_that_ask(table: Table, tmp_path: Path, mon
         fit(table, tmp_path / "leak", pairs="class-shuffled")
 
 
+def test_a_later_run_on_the_same_table_is_named(table: Table, tmp_path: Path) -> None:
+    first = fit(table, tmp_path / "first")
+    assert "note" not in evaluate(first)["pseudo_labels"]
+    fit(table, tmp_path / "second")
+    assert str(tmp_path / "second") in evaluate(first)["pseudo_labels"]["note"]
+
+
 def test_class_shuffled_pairs_change_what_is_learnt(table: Table, tmp_path: Path) -> None:
     true = fit(table, tmp_path / "true").method.state_dict()
     leak = fit(table, tmp_path / "leak", pairs="class-shuffled").method.state_dict()

@@ -45,4 +45,6 @@ def show(result: dict[str, Any]) -> None:
     for name, figures in result["pseudo_labels"].items():
         if isinstance(figures, dict):
             print(f"pseudo-labels of {name}: {figures['accuracy']:.1%} right, NMI {figures['nmi']:.3f}")
+        elif name == "note":
+            print(figures)
     print(f"next    {command('index', result['table'], '--run', result['run'])}")

@@ -99,7 +99,11 @@ def pseudo_label_figures(run: Run) -> dict[str, Any]:
             (f"pseudo_{modality}_own", f"{modality} alone"),
         ):
             owner = table.provenance(column) if column in table.columns else None
-            if owner is None or owner.get("run") != str(run.path.resolve()):
+            if owner is None:
+                continue
+            if owner.get("run") != str(run.path.resolve()):
+                if (run.path / "pseudo_labels").exists():  # this run had written its own
+                    figures["note"] = f"the pseudo-label columns of {table.path} are now those of {owner.get('run')}"
                 continue
             values = table.column(column).astype(np.float64)
             known = ~np.isnan(values) & (codes >= 0)

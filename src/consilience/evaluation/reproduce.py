@@ -155,9 +155,8 @@ def _summary(
         for modality, figures in runs[0]["pseudo_labels"].items():
             if modality == "agreement":
                 put(f"{name}: pseudo-label agreement", [run["pseudo_labels"][modality] for run in runs])
-                continue
-            for figure in ("accuracy", "nmi"):
-                if isinstance(figures, dict):
+            elif isinstance(figures, dict):
+                for figure in ("accuracy", "nmi"):
                     values = [run["pseudo_labels"][modality][figure] for run in runs]
                     put(f"{name}: pseudo-label {figure} {modality}", values)
         if "selection" in runs[0]:

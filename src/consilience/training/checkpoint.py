@@ -98,11 +98,27 @@ def newest(folder: Path) -> Path | None:
 
 
 def load_position(checkpoint: Path) -> Position:
-    """The loop position stored in ``checkpoint``."""
-    return Position(**json.loads((checkpoint / "loop.json").read_text())["position"])
+    """The loop position stored in ``checkpoint``; InputError when it is damaged."""
+    return Position(**_loop(checkpoint)["position"])
 
 
 def load_optimiser(checkpoint: Path, optimiser: torch.optim.Optimizer) -> None:
-    """Restore the optimiser's state from ``checkpoint``."""
-    rest = json.loads((checkpoint / "loop.json").read_text())["optimiser"]
-    _join(optimiser, load_file(checkpoint / "optimiser.safetensors"), rest)
+    """Restore the optimiser's state from ``checkpoint``; InputError when it is damaged."""
+    try:
+        tensors = load_file(checkpoint / "optimiser.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(checkpoint / "optimiser.safetensors") from error
+    _join(optimiser, tensors, _loop(checkpoint)["optimiser"])
+
+
+def _loop(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((checkpoint / "loop.json").read_text())
+        Position(**content["position"])
+        return content
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint / "loop.json") from error
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"{file} is damaged; remove {file.parent} to go on from the checkpoint before it")
