@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.checking  # noqa: F401  (the hook looks it up by name)
@@ -21,6 +22,10 @@ for users, and its tests pass it wrong shapes on purpose."""
 
 # Before any of these rooms is imported, so that every call compares its arguments and result with the annotations.
 install_import_hook([f"consilience.{room}" for room in CHECKED], "tests.checking.check")
+
+# A busy machine is no failure of the code under test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Test processes share the machine; subprocesses inherit this. Nothing is downloaded, no window opened.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
