@@ -120,6 +120,7 @@ for case, (expected, banks) in zip(cases, alone):
         torch.testing.assert_close(joined, expected[name], atol=2e-5, rtol=1e-3, msg=lambda m: f"{case} {name}: {m}")
     for name in banks:
         torch.testing.assert_close(own[name], banks[name], atol=1e-5, rtol=0)
+dist.destroy_process_group()
 """
     port = random.Random(os.getpid() + 2).randrange(20_000, 60_000)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "--no-python"]
@@ -145,6 +146,7 @@ torch.testing.assert_close(joined, v.grad)
 assert torch.equal(gather_rows(mine), x)
 mask = torch.tensor([True, False, True, True, False])
 assert torch.equal(gather_rows(mask[:3] if rank() == 0 else mask[3:]), mask)
+dist.destroy_process_group()
 """
     port = random.Random(os.getpid() + 1).randrange(20_000, 60_000)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "--no-python"]

@@ -7,6 +7,7 @@ ends in the same bits on a CPU. In several processes every rank holds a contiguo
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
 import threading
@@ -57,6 +58,15 @@ def join_processes(device: str) -> None:
     """Make the processes that torchrun started one group (a no-op in a single process); needed before the first
     collective. Without a GPU accelerate has to be told so, or the ranks stay strangers."""
     PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if world_size() > 1:
+        atexit.unregister(_part)
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """Leave the group before the interpreter shuts down: gloo's threads abort a process that still is in one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Step(nn.Module):
