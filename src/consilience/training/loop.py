@@ -57,10 +57,14 @@ class Interrupted(ConsilienceError):
 def join_processes(device: str) -> None:
     """Make the processes that torchrun started one group (a no-op in a single process); needed before the first
     collective. Without a GPU accelerate has to be told so, or the ranks stay strangers."""
-    PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    PartialState(cpu=_on_cpu(device))
     if world_size() > 1:
         atexit.unregister(_part)
         atexit.register(_part)
+
+
+def _on_cpu(device: str) -> bool:
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 def _part() -> None:
@@ -121,7 +125,7 @@ class Trainer:
         # accelerate keeps the first precision for the whole process; a second run here may ask for another one
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu" or not torch.cuda.is_available(),
+            cpu=_on_cpu(config.device),
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
