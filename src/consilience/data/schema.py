@@ -23,10 +23,22 @@ class Kind(StrEnum):
     MESH = "mesh"
     """Triangle mesh: float32 [F, 18], one face a row: centre 3, corners relative to the centre 9, unit normal 3,
     row numbers of the three neighbouring faces 3 (edges 12, 23, 31; the face itself where there is none)."""
+    TEXT = "text"
+    """A caption: int64 [T], token ids from 0 on, then -1 as padding (which token ids mean what, and T, is the
+    tokenizer's affair, see :class:`consilience.data.decode.DecodeConfig`)."""
+    REGIONS = "regions"
+    """Features of the regions of a picture: float32 [R, D], one region a row; rows of zeros are padding."""
+    VECTOR = "vector"
+    """One feature vector: float32 [D]."""
 
     @property
     def is_image(self) -> bool:
         return self in (Kind.RGB, Kind.GREY)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the decoded tensor."""
+        return torch.uint8 if self.is_image else torch.int64 if self is Kind.TEXT else torch.float32
 
 
 Modalities = Mapping[str, Kind]
