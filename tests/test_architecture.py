@@ -31,7 +31,7 @@ FOUNDATION = ("errors", "files", "distributed")
 """Single files that every room may import, and that import no room."""
 FRONT = ("__init__", "__main__")
 """What a user's first import or command meets: points into the house and is imported by ``cli`` alone."""
-PAPERS_SHARE = ("base", "registry")
+PAPERS_SHARE = ("base", "pairs", "registry")
 """The only files of ``methods`` that a paper's file may import."""
 LONGEST, LONGEST_PAPER = 400, 350
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lance": "pylance"}

@@ -23,7 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-ROMO = DOCS / "romo.md"
+WITH_RECIPE = ("ncr", "pc2", "romo")
+"""Methods with a recipe NAME-paper, whose pages hold a table of it."""
 UPDATE = "python tests/test_docs.py --write"
 SOMEWHERE = re.compile(r"^(https?:|mailto:|#)")
 
@@ -190,14 +191,14 @@ def told(kind: type, prefix: str = "") -> dict[str, str]:
     return texts
 
 
-def recipe_table() -> str:
-    """RoMo's options: our value, the paper recipe's, and what the field's docstring says."""
-    from consilience.methods.romo import RoMoConfig
+def recipe_table(method: str) -> str:
+    """A method's options: our value, the paper recipe's, and what the field's docstring says."""
+    from consilience.methods.registry import find
     from consilience.training.configure import merge, read_yaml
 
-    own = RoMoConfig()
-    ours, paper = flat(own), flat(merge(own, read_yaml("romo-paper", "")["method_config"]))
-    texts = told(RoMoConfig)
+    own = find(method).cls.Config()
+    ours, paper = flat(own), flat(merge(own, read_yaml(f"{method}-paper", "")["method_config"]))
+    texts = told(type(own))
     for field in dataclasses.fields(own):
         value = getattr(own, field.name)
         texts |= told(type(value), f"{field.name}.") if dataclasses.is_dataclass(value) else {}
@@ -215,18 +216,22 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def with_table(page: str) -> str:
+def with_table(page: str, method: str) -> str:
     start, end = "<!-- recipe -->\n", "<!-- /recipe -->"
     before, _, rest = page.partition(start)
-    return f"{before}{start}\n{recipe_table()}\n\n{end}{rest.partition(end)[2]}"
+    return f"{before}{start}\n{recipe_table(method)}\n\n{end}{rest.partition(end)[2]}"
 
 
-def test_the_recipe_table_is_the_code() -> None:
-    assert ROMO.read_text() == with_table(ROMO.read_text()), f"the table in {relative(ROMO)} is old: {UPDATE}"
+@pytest.mark.parametrize("method", WITH_RECIPE)
+def test_the_recipe_table_is_the_code(method: str) -> None:
+    page = DOCS / f"{method}.md"
+    assert page.read_text() == with_table(page.read_text(), method), f"the table in {relative(page)} is old: {UPDATE}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(f"usage: {UPDATE}")
-    ROMO.write_text(with_table(ROMO.read_text()))
-    print(f"wrote {ROMO}")
+    for name in WITH_RECIPE:
+        page = DOCS / f"{name}.md"
+        page.write_text(with_table(page.read_text(), name))
+        print(f"wrote {page}")

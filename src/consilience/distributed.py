@@ -63,3 +63,12 @@ def gather_rows(x: Tensor) -> Tensor:
     if x.dtype == torch.bool:
         return sum_over_ranks(joined.to(torch.int8)).bool()
     return sum_over_ranks(joined)
+
+
+def from_first(x: Tensor) -> Tensor:
+    """Rank 0's values of ``x`` on every rank (``x`` itself when there is one process): decisions are taken once."""
+    if world_size() == 1:
+        return x
+    out = x.contiguous().clone()
+    dist.broadcast(out, src=0)
+    return out

@@ -24,6 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # a temporary file is private; what takes its place is read by others
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

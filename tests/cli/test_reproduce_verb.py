@@ -18,6 +18,7 @@ EPOCHS = {"warmup_epochs": 1, "annotate_epochs": 1, "robust_epochs": 1, "batch_s
 NONE = {"warmup_epochs": 0, "annotate_epochs": 0, "robust_epochs": 0}
 PLAN: dict[str, Any] = {
     "method": "romo",
+    "clusters": "classes",
     "data": "mnist3d",
     "metric": "mean mAP",
     "claim": "training helps",

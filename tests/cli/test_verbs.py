@@ -206,13 +206,35 @@ def test_evaluate_other_rows(cli: Cli, made: tuple[Path, Path], tmp_path: Path) 
     assert (again["rows"], again["table"]) == (4, str(tmp_path / "grey"))
 
 
-def test_evaluate_needs_labels(cli: Cli, tmp_path: Path) -> None:
+def test_evaluate_without_labels_judges_pairs(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     source = tiny.romo_lists(tmp_path / "lists", labels=False, rows=20)
     assert cli("train", "romo", "--data", source, "-o", run, *tiny.FAST).code == 0
-    answer = cli("evaluate", run)
-    assert answer.code == 2
-    assert "has no labels; evaluation by class needs a label column at import" in answer.err
+    found = cli("evaluate", run, "--json").json
+    assert {"directions", "mean_map", "pseudo_labels", "noise"}.isdisjoint(found)
+    assert found["rsum"] == found["pairs"]["rsum"]
+    assert {"rsum", "ci95"} < set(found["pairs"])
+    assert len([name for name in found["pairs"] if "->" in name]) == 2
+    text = cli("evaluate", run).out
+    assert f"rsum {found['rsum']:.1f}" in text
+
+
+def test_evaluate_takes_several_runs_and_options(cli: Cli, made: tuple[Path, Path]) -> None:
+    run = made[0]
+    one = cli("evaluate", run, "--json").json
+    two = cli("evaluate", "--ties", "pessimistic", run, run, "--folds", "3", "--json").json
+    assert two["ensemble"] == [str(run), str(run)]
+    assert two["rsum"] >= one["rsum"] - 1e-9
+    assert two["mean_map"] == pytest.approx(one["mean_map"])
+    assert f"ensemble of {run}, {run}\n" in cli("evaluate", run, run).out
+    assert "Judged on 12 rows" in Path(one["report"]).read_text()
+    for words, message in (
+        (("--folds", "13"), "13 folds of 12 images"),
+        (("--ties", "kind"), "--ties"),
+        (("--relevance", "all"), "--relevance"),
+    ):
+        answer = cli("evaluate", run, *words)
+        assert (answer.code, message in answer.err) == (2, True), answer.err
 
 
 def test_a_run_is_the_same_by_every_path(

@@ -21,6 +21,7 @@ from consilience.data.decode import (
     format_of,
     image_channels,
     measure,
+    prove,
 )
 from consilience.data.schema import Kind
 from consilience.errors import InputError
@@ -242,6 +243,8 @@ def test_formats_are_told_by_content_then_by_name() -> None:
     assert format_of(export(BOX, "obj"), "part.obj") == "obj"
     assert format_of(b"????", "photo.JPG") == "jpeg"
     assert format_of(b"????", "list.txt") == ""
+    assert format_of(b"BM is how this caption begins", "", Kind.TEXT) == "text"
+    assert format_of(npy(np.zeros(3)), "", Kind.VECTOR) == "npy"
 
 
 def test_measures() -> None:
@@ -249,6 +252,26 @@ def test_measures() -> None:
     assert measure(npy(np.zeros((9, 3))), Kind.POINTS, "") == (9,)
     assert measure(export(BOX, "off"), Kind.MESH, "") == (12,)
     assert measure(export(BOX, "off"), Kind.POINTS, "") == (8,)
+    assert measure("läuft".encode(), Kind.TEXT, "") == (5,)
+    assert measure(npy(np.zeros((3, 7))), Kind.REGIONS, "") == (3, 7)
+    assert measure(npy(np.zeros(7)), Kind.VECTOR, "") == (7,)
+
+
+def test_proofs_take_any_size() -> None:
+    assert prove(b"abc", Kind.TEXT, "", "bytes") == (5,)
+    assert prove(npy(np.zeros((99, 3000))), Kind.REGIONS, "", "bytes") == (99, 3000)
+    assert prove(npy(np.zeros(5000)), Kind.VECTOR, "", "bytes") == (5000,)
+    assert prove(png(np.zeros((3, 5), np.uint8)), Kind.GREY, "", "bytes") == (3, 5)
+    for kind, values, what in (
+        (Kind.VECTOR, np.zeros((0,)), "holds no values"),
+        (Kind.REGIONS, np.zeros((0, 4)), "holds no values"),
+        (Kind.REGIONS, np.zeros(4), r"shape \(4,\)"),
+        (Kind.VECTOR, np.zeros((2, 4)), r"shape \(2, 4\)"),
+        (Kind.VECTOR, np.array(1.0), r"shape \(\)"),
+        (Kind.VECTOR, np.array([np.inf]), "infinite"),
+    ):
+        with pytest.raises(InputError, match=what):
+            prove(npy(values), kind, "", "bytes")
 
 
 def test_a_batch_has_zeros_and_a_mask_where_nothing_is() -> None:
@@ -280,7 +303,36 @@ def test_a_batch_has_zeros_and_a_mask_where_nothing_is() -> None:
         decode_batch(broken, kinds, config)
 
 
+def test_a_batch_of_captions_and_features() -> None:
+    kinds = {"text": Kind.TEXT, "image": Kind.REGIONS, "code": Kind.VECTOR}
+    config = DecodeConfig(max_tokens=6, regions=3, region_width=2, vector_width=4)
+    rows = pa.table(
+        {
+            "id": ["a", "b"],
+            "text": [b"ab", None],
+            "origin_text": ["t", None],
+            "image": [None, npy(np.ones((2, 2)))],
+            "origin_image": [None, "r.npy"],
+            "code": [npy(np.arange(3)), None],
+            "origin_code": [None, None],
+        }
+    )
+    values, present = decode_batch(rows, kinds, config)
+    for name, kind in kinds.items():
+        assert values[name].dtype == kind.dtype
+        assert tuple(values[name].shape) == (2, *config.shape(kind))
+    assert values["text"].tolist() == [[1, 101, 102, 2, -1, -1], [-1] * 6]
+    assert values["image"].tolist() == [[[0, 0]] * 3, [[1, 1], [1, 1], [0, 0]]]
+    assert values["code"].tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
+    assert [present[name].tolist() for name in kinds] == [[True, False], [False, True], [True, False]]
+    broken = rows.set_column(1, "text", pa.array([b"ok", b"\xff"]))
+    with pytest.raises(InputError, match=r"sample 'b', text from nowhere: the caption is not UTF-8"):
+        decode_batch(broken, kinds, config)
+
+
 def test_sizes_are_checked() -> None:
-    for name in ("image_size", "n_points", "n_faces"):
+    for name in ("image_size", "n_points", "n_faces", "max_tokens", "regions", "region_width", "vector_width"):
         with pytest.raises(InputError, match=name):
             DecodeConfig(**{name: 0})
+    with pytest.raises(InputError, match="did you mean 'words'"):
+        DecodeConfig(tokenizer="word:v.json")

@@ -212,6 +212,24 @@ def test_a_newer_format_is_refused(table: Table) -> None:
         Table.open(table.path)
 
 
+def test_sizes_and_files_are_read_after_the_last_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, object] = {}
+    files: dict[str, str] = {}
+
+    def rows() -> Iterator[Row]:
+        yield from make_rows(4)
+        sizes.update({"tokenizer": "bpe:t.json", "regions": 3})
+        files["t.json"] = "{}"
+
+    table = Table.create(tmp_path / "t", rows(), KINDS, "s", sizes=sizes, files=files)
+    monkeypatch.chdir(tmp_path)
+    relative = Table.open("t")
+    assert relative.sizes == table.sizes == {"tokenizer": f"bpe:{tmp_path / 't' / 't.json'}", "regions": 3}
+    assert (table.path / "t.json").read_text() == "{}"
+    table.write_columns(table.indices(), {"x": np.arange(4)}, {})
+    assert Table.open("t").sizes == table.sizes
+
+
 def test_a_failing_reader_leaves_nothing_and_its_error_arrives(tmp_path: Path) -> None:
     def rows() -> Iterator[Row]:
         yield from make_rows(1500)

@@ -24,6 +24,14 @@ def _input(kind: Kind, size: int = 32) -> Tensor:
         return random_mesh(3, 40, dtype=torch.float32)
     if kind is Kind.POINTS:
         return torch.randn(3, 64, 3)
+    if kind is Kind.TEXT:
+        ids = torch.randint(4, 260, (3, 64))
+        ids[:, 20:] = -1
+        return ids
+    if kind is Kind.REGIONS:
+        return torch.randn(3, 36, 2048)
+    if kind is Kind.VECTOR:
+        return torch.randn(3, 128)
     return torch.rand(3, 1 if kind is Kind.GREY else 3, size, size)
 
 
@@ -36,6 +44,12 @@ CASES = [
     (Kind.POINTS, EncoderConfig(points="pointnet"), 1024),
     (Kind.POINTS, EncoderConfig(points="dgcnn", points_width=64), 64),
     (Kind.MESH, EncoderConfig(), 256),
+    (Kind.RGB, EncoderConfig(image="vit", image_size=32, patch=8), 128),
+    (Kind.TEXT, EncoderConfig(), 128),
+    (Kind.TEXT, EncoderConfig(text="gru", embed=64), 64),
+    (Kind.TEXT, EncoderConfig(text="words"), 256),
+    (Kind.REGIONS, EncoderConfig(embed=64), 64),
+    (Kind.VECTOR, EncoderConfig(), 256),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilience.losses.contrastive import info_nce, nt_xent, pairwise_nt_xent
+from consilience.losses.contrastive import info_nce, nt_xent, pairwise_nt_xent, weighted_pair_nce
 
 
 def slow_nt_xent(views, temperature, groups=None):
@@ -57,3 +57,15 @@ def test_pairs_are_summed_over_samples_that_have_both():
     value = pairwise_nt_xent([a, b, c], [everyone, some, everyone], 0.2)
     expected = nt_xent([a[some], b[some]], 0.2) + nt_xent([a, c], 0.2) + nt_xent([b[some], c[some]], 0.2)
     torch.testing.assert_close(value, expected)
+
+
+def test_pair_nce_equals_its_loop():
+    s, w, tau = torch.randn(5, 5), torch.tensor([1.0, 0.0, 0.5, 0.25, 1.0]), 0.3
+    total = 0.0
+    for i in range(5):
+        row = sum(math.exp(float(s[i, j]) / tau) for j in range(5))
+        column = sum(math.exp(float(s[j, i]) / tau) for j in range(5))
+        own = math.exp(float(s[i, i]) / tau)
+        total += float(w[i]) * (-math.log(own / row) - math.log(own / column))
+    assert float(weighted_pair_nce(s, w, tau)) == pytest.approx(total / (2 * float(w.sum())), rel=1e-5)
+    assert float(weighted_pair_nce(s, torch.zeros(5), tau)) == 0

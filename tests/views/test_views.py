@@ -8,7 +8,7 @@ from consilience.errors import InputError
 from consilience.views.geometry import ViewConfig, image_view, mesh_view, points_view, view
 from consilience.views.keyed import KeyedRandom
 
-STILL = ViewConfig(rotate=0, turn=0, scale=0, shear=0, shift=0, contrast=0, jitter=0)
+STILL = ViewConfig(rotate=0, turn=0, scale=0, shear=0, shift=0, contrast=0, jitter=0, mask=0)
 
 
 def test_draws_belong_to_the_sample_not_to_the_batch():
@@ -42,7 +42,8 @@ def test_draws_are_uniform_normal_and_independent():
 def test_zero_strength_is_the_sample_itself(kind):
     torch.manual_seed(0)
     shapes = {Kind.RGB: (2, 3, 8, 8), Kind.GREY: (2, 1, 8, 8), Kind.POINTS: (2, 9, 3), Kind.MESH: (2, 5, 18)}
-    value = torch.rand(shapes[kind])
+    shapes |= {Kind.REGIONS: (2, 4, 6), Kind.VECTOR: (2, 7)}
+    value = torch.tensor([[1, 8, 2, -1], [1, 9, 9, 2]]) if kind is Kind.TEXT else torch.rand(shapes[kind])
     torch.testing.assert_close(view(value, kind, torch.arange(2), (0,), STILL), value, atol=1e-5, rtol=1e-5)
 
 

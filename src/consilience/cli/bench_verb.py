@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-SUITES = ("evaluation", "romo")
+SUITES = ("evaluation", "matching", "romo", "sgraf")
 
 
 def run(suite: str, repeats: int = 3, out: str | None = None) -> dict[str, Any]:
     """Measure speed against peers in one run; a ratio above 1 means that ours is faster.
 
     Args:
-        suite: evaluation (metrics) or romo (training steps).
+        suite: evaluation (metrics), matching (ranks of pairs), romo or sgraf (training steps).
         repeats: Timed repetitions of each side; medians are compared.
         out: Also write the result to this JSON file (-o).
     """

@@ -2,49 +2,111 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 
-def run(run: str, where: str = "split = 'test'", data: str | None = None) -> dict[str, Any]:
-    """Judge a run against labels: retrieval between modalities, and the pseudo-labels it left.
+def run(
+    run: str | list[str],
+    where: str = "split = 'test'",
+    data: str | None = None,
+    folds: int = 1,
+    ties: Literal["expected", "pessimistic"] = "expected",
+    relevance: Literal["pair", "group"] = "pair",
+) -> dict[str, Any]:
+    """Judge a run: retrieval of pairs, and where there are labels by class; the pseudo-labels and beliefs it left.
 
     Args:
-        run: A run folder.
+        run: A run folder. Several, one after the other, are judged as an ensemble (the mean of their scores).
         where: SQL filter of the rows to judge.
         data: Another Table with the same modalities; default the run's own.
+        folds: Judge pairs within consecutive parts of the images and average (COCO 1K: 5).
+        ties: What equal scores count for pairs: the mean over their orders, or the worst of them.
+        relevance: pair, or group: whatever has the same caption as the true partner counts too.
     """
     from dataclasses import replace
 
+    from consilience.cli.run_report import write_run_report
     from consilience.data.table import Table
     from consilience.errors import InputError
     from consilience.evaluation.evaluate import evaluate
     from consilience.training.api import load
 
-    loaded = load(run)
+    places = [run] if isinstance(run, str) else run
+    loaded = [load(place) for place in places]
     if data is not None:
-        loaded = replace(loaded, table=Table.open(data))
-        for name, kind in loaded.table.modalities.items():
-            if loaded.method.modalities.get(name, kind) is not kind:
-                raise InputError(
-                    f"{name} is {kind} in {data}, but {run} was trained on {loaded.method.modalities[name]}; "
-                    f"import it with --kinds {name}={loaded.method.modalities[name]}"
-                )
-    return {"run": run, "table": str(loaded.table.path), **evaluate(loaded, where=where)}
+        table = Table.open(data)
+        loaded = [replace(one, table=table) for one in loaded]
+        for one in loaded:
+            for name, kind in table.modalities.items():
+                if one.method.modalities.get(name, kind) is not kind:
+                    raise InputError(
+                        f"{name} is {kind} in {data}, but {one.path} was trained on {one.method.modalities[name]}; "
+                        f"import it with --kinds {name}={one.method.modalities[name]}"
+                    )
+    figures = evaluate(loaded, where=where, folds=folds, ties=ties, relevance=relevance)
+    result: dict[str, Any] = {"run": places[0], "table": str(loaded[0].table.path), **figures}
+    if len(places) > 1:
+        result["ensemble"] = places
+    elif data is None:
+        try:
+            result["report"] = str(write_run_report(loaded[0], figures))
+        except PermissionError:  # somebody else's run can be judged too
+            result["report"] = None
+    return result
+
+
+def parse(words: list[str]) -> dict[str, Any] | None:
+    """One or more run folders, and options."""
+    from consilience.cli.parsing import parse_call
+
+    places: list[str] = []
+    others: list[str] = []
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        is_value = before.startswith("-") and "=" not in before and before not in ("-h", "--help")
+        (others if is_value or word.startswith("-") else places).append(word)
+    call = parse_call(run, [*places[:1], *others], "consilience evaluate")
+    if call is not None:
+        call["run"] = places if len(places) > 1 else places[0]
+    return call
 
 
 def show(result: dict[str, Any]) -> None:
     from consilience.cli.parsing import command
 
     print(f"{result['rows']} rows of {result['table']} where {result['where']}")
-    for name, figures in result["directions"].items():
+    if "ensemble" in result:
+        print(f"ensemble of {', '.join(result['ensemble'])}")
+    _show_pairs(result.get("pairs", {}))
+    for name, figures in result.get("directions", {}).items():
         low, high = figures["ci95"]
         print(f"{name:<18} mAP@all {figures['map']:.3f} [{low:.3f}, {high:.3f}]  mAP@R {figures['map_at_r']:.3f}")
         for label, key in (("mAP@k", "map_at_k"), ("P@k", "precision_at_k"), ("recall@k", "recall_at_k")):
             print(f"{'':<18} {label:<8} " + "  ".join(f"{cut}: {value:.3f}" for cut, value in figures[key].items()))
-    print(f"mean mAP@all {result['mean_map']:.3f}")
-    for name, figures in result["pseudo_labels"].items():
+    if "mean_map" in result:
+        print(f"mean mAP@all {result['mean_map']:.3f}")
+    for name, figures in result.get("pseudo_labels", {}).items():
         if isinstance(figures, dict):
             print(f"pseudo-labels of {name}: {figures['accuracy']:.1%} right, NMI {figures['nmi']:.3f}")
         elif name == "note":
             print(figures)
+    if "noise" in result:
+        noise = result["noise"]
+        found = f", AUROC {noise['auroc']:.3f} of finding them" if "auroc" in noise else ""
+        print(f"mismatched pairs: {noise['true_noise_ratio']:.1%}, believed {noise['noise_ratio']:.1%}{found}")
     print(f"next    {command('index', result['table'], '--run', result['run'])}")
+
+
+def _show_pairs(pairs: dict[str, Any]) -> None:
+    for name, figures in pairs.items():
+        if "->" in name:
+            recalls = "  ".join(f"R@{key[1:]} {figures[key]:.1f}" for key in figures["ci95"])
+            print(f"{name:<18} {recalls}  median rank {figures['median_rank']:g}  mean rank {figures['mean_rank']:.1f}")
+    if pairs:
+        low, high = pairs.get("ci95", (None, None))
+        print(f"rsum {pairs['rsum']:.1f}" + ("" if low is None else f" [{low:.1f}, {high:.1f}]"))
+    if "ceiling" in pairs:
+        limits = ", ".join(f"{value:.1f} for R@{key[1:]}" for key, value in pairs["ceiling"].items())
+        print(
+            f"captions repeat: no more than {limits} can be expected in a direction (--relevance group counts copies)"
+        )

@@ -13,16 +13,23 @@ def run(
     out: str | None = None,
     kinds: str | None = None,
     columns: str | None = None,
+    tokenizer: str | None = None,
+    captions: str | None = None,
     on_bad_sample: Literal["stop", "quarantine"] = "stop",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Make a Table from a source.
 
     Args:
-        source: An embedded data set's name, a manifest (.csv .parquet .jsonl), a folder, RoMo's lists, a 3D MNIST .h5.
+        source: An embedded data set's name, a manifest (.csv .parquet .jsonl), a folder, WebDataset shards (.tar), a
+            folder of Hugging Face datasets, a precomp folder of image-text matching, RoMo's lists, a 3D MNIST .h5.
         out: Folder of the new Table (-o); required.
-        kinds: What modalities are, where the files do not tell: image=grey,shape=mesh (rgb, grey, points, mesh).
-        columns: Columns of a manifest that hold files: image=img_path,points=cloud.
+        kinds: What modalities are, where the files do not tell: image=grey,shape=mesh (rgb, grey, points, mesh, text,
+            regions, vector).
+        columns: Columns of a manifest that hold samples: image=img_path,text=caption.
+        tokenizer: How captions become tokens: bytes, words:FILE, ids:FILE, bpe:FILE, hf:FOLDER_OR_ID, or one to fit on
+            the training captions: fit-words, fit-bpe:8000. Default what the source says, else bytes.
+        captions: Which captions of a Noise-of-Web folder: bpe, bert or jieba.
         on_bad_sample: stop at the first unreadable sample, or quarantine such samples and go on.
     """
     from consilience.data.importers import import_table
@@ -36,6 +43,8 @@ def run(
         Path(out),
         kinds=pairs(kinds, "--kinds"),
         columns=pairs(columns, "--columns"),
+        tokenizer=tokenizer,
+        captions=captions,
         on_bad_sample=on_bad_sample,
     )
     listed = table.path / "quarantine.jsonl"

@@ -17,6 +17,7 @@ VERBS = {
     "demo": "the main job end to end on embedded real data",
     "import": "make a Table from folders, manifests, RoMo lists, 3D MNIST files",
     "check": "read a Table or source once: counts, shapes, unreadable, duplicates, leaks",
+    "audit": "find pairs that do not belong together, wrong labels, copies, leaks, outliers",
     "methods": "the methods there are",
     "datasets": "the embedded data sets",
     "train": "train a method on data into a run folder, or resume one",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from consilience.data.table import QUARANTINE
 from consilience.evaluation.figures import loss_curves
@@ -11,8 +13,8 @@ from consilience.evaluation.report import Report
 from consilience.training.api import Run
 
 
-def write_run_report(run: Run) -> Path:
-    """Write ``report.html`` of a run from its own files (no labels needed)."""
+def write_run_report(run: Run, figures: Mapping[str, Any] | None = None) -> Path:
+    """Write ``report.html`` of a run from its own files (no labels needed), with what ``evaluate`` found if given."""
     content = run.folder.config()
     facts = json.loads((run.path / "environment.json").read_text())
     page = Report(f"{content['method']} on {Path(content['data']).name}")
@@ -24,10 +26,35 @@ def write_run_report(run: Run) -> Path:
             loss_curves(records),
             "Loss terms by step; agreement of the modalities on held-out pairs by epoch.",
         )
+    if figures is not None:
+        add_figures(page, figures)
     add_quarantine(page, run)
     page.heading("Traced to")
     page.table(("", ""), [(name, str(value)) for name, value in facts.items()])
     return page.save(run.folder.report_file)
+
+
+def add_figures(page: Report, figures: Mapping[str, Any]) -> None:
+    """What ``evaluate`` found, with 95% intervals over queries."""
+    page.heading(f"Judged on {figures['rows']} rows where {figures['where']}")
+    pairs = figures.get("pairs", {})
+    ways = {name: found for name, found in pairs.items() if "->" in name}
+    if ways:
+        cuts = list(next(iter(ways.values()))["ci95"])
+        shown = [[name, *(_with_interval(way, cut) for cut in cuts), way["median_rank"]] for name, way in ways.items()]
+        page.table(("retrieval of pairs, percent", *(f"R@{cut[1:]}" for cut in cuts), "median rank"), shown)
+        page.text(f"rsum {_with_interval({'rsum': pairs['rsum'], 'ci95': {'rsum': pairs.get('ci95')}}, 'rsum')}")
+    if "directions" in figures:
+        shown = [[name, way["map"], *way["ci95"]] for name, way in figures["directions"].items()]
+        page.table(("retrieval by class", "mAP", "low", "high"), shown)
+    if "noise" in figures:
+        page.table(("mismatches injected into the training pairs", ""), list(figures["noise"].items()))
+
+
+def _with_interval(found: Mapping[str, Any], name: str) -> str:
+    bounds = found["ci95"][name]
+    interval = "" if bounds is None else f" [{bounds[0]:.1f}, {bounds[1]:.1f}]"
+    return f"{found[name]:.1f}{interval}"
 
 
 def quarantined(run: Run) -> list[dict[str, str]]:

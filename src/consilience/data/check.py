@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consilience.data.datasets import DATASETS, read_dataset
-from consilience.data.decode import DecodeConfig, decode, format_of, image_channels, measure
+from consilience.data.datasets import is_dataset, read_dataset
+from consilience.data.decode import format_of, image_channels, measure, prove
 from consilience.data.importers import open_source
 from consilience.data.reading import Bad
 from consilience.data.schema import Kind
@@ -19,7 +19,6 @@ from consilience.data.table import Row, Table, is_table
 from consilience.errors import InputError
 
 _BATCH = 256
-_DECODE = DecodeConfig(image_size=32, n_points=32, n_faces=4096)
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,16 @@ class ModalityReport:
     unreadable: int
     formats: dict[str, int]
     smallest: list[int]
-    """Componentwise smallest size: [height, width], [points] or [faces]."""
+    """Componentwise smallest size: [height, width], [points], [faces], [characters] of captions, [regions, width]
+    or [width] of features."""
     largest: list[int]
     bytes: int
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Rows whose bytes of one modality are the same."""
+    """Rows whose bytes of one modality are the same. Rows of one ``group`` (several captions of one picture)
+    share samples by design, so of each group in a split only the first row counts."""
 
     modality: str
     ids: list[str]
@@ -94,7 +95,7 @@ class _Tally:
         self.colour = False
         self.smallest: list[int] = []
         self.largest: list[int] = []
-        self.copies: dict[bytes, list[tuple[str, str]]] = {}
+        self.copies: dict[bytes, dict[object, tuple[str, str]]] = {}
 
     def size(self, size: tuple[int, ...]) -> None:
         self.smallest = [min(pair) for pair in zip(self.smallest or size, size, strict=True)]
@@ -107,7 +108,7 @@ def check(source: Table | str | Path) -> CheckReport:
 
     Raises :class:`InputError` when the source itself is not understood; broken samples are in the report.
     """
-    name, kinds, rows = _open(source)
+    name, kinds, spec, rows = _open(source)
     tallies = {modality: _Tally() for modality in kinds}
     splits: Counter[str] = Counter()
     labels: Counter[str | None] = Counter()
@@ -124,14 +125,14 @@ def check(source: Table | str | Path) -> CheckReport:
         if any(row.values.get(modality) is None for modality in kinds):
             incomplete.append(row.id)
         for modality, kind in kinds.items():
-            bad = _sample(row, modality, kind, tallies[modality])
+            bad = _sample(row, modality, kind, spec, tallies[modality])
             if bad is not None:
                 unreadable.append(bad)
     groups = [
-        Copies(modality, [name for name, _ in rows_], sorted({split for _, split in rows_}))
+        Copies(modality, [name for name, _ in same.values()], sorted({split for _, split in same.values()}))
         for modality, tally in tallies.items()
-        for rows_ in tally.copies.values()
-        if len(rows_) > 1
+        for same in tally.copies.values()
+        if len(same) > 1
     ]
     unlabelled = labels.pop(None, 0)
     return CheckReport(
@@ -148,7 +149,7 @@ def check(source: Table | str | Path) -> CheckReport:
     )
 
 
-def _sample(row: Row, modality: str, kind: Kind | None, tally: _Tally) -> Bad | None:
+def _sample(row: Row, modality: str, kind: Kind | None, spec: str, tally: _Tally) -> Bad | None:
     """Decode one sample into ``tally``; what is wrong with it, if anything."""
     data, origin = row.values.get(modality), row.origins.get(modality, "")
     if data is None:
@@ -156,15 +157,17 @@ def _sample(row: Row, modality: str, kind: Kind | None, tally: _Tally) -> Bad | 
         return None
     tally.present[row.split] += 1
     tally.bytes += len(data)
-    tally.formats[format_of(data, origin) or "unknown"] += 1
+    tally.formats[format_of(data, origin, kind) or "unknown"] += 1
     try:
-        decode(data, kind or Kind.RGB, origin, _DECODE)
+        prove(data, kind or Kind.RGB, origin, spec)
         tally.size(measure(data, kind or Kind.RGB, origin))
         tally.colour |= kind is None and image_channels(data) == 3
     except InputError as error:
         tally.unreadable += 1
         return Bad(row.id, modality, origin, str(error))
-    tally.copies.setdefault(hashlib.blake2b(data, digest_size=16).digest(), []).append((row.id, row.split))
+    group = row.scalars.get("group")
+    key = row.id if group is None else (group, row.split)
+    tally.copies.setdefault(hashlib.blake2b(data, digest_size=16).digest(), {}).setdefault(key, (row.id, row.split))
     return None
 
 
@@ -181,19 +184,22 @@ def _report(kind: Kind | None, tally: _Tally) -> ModalityReport:
     )
 
 
-def _open(source: Table | str | Path) -> tuple[str, dict[str, Kind | None], Iterator[Row | Bad]]:
-    embedded = isinstance(source, str) and source in DATASETS
+def _open(source: Table | str | Path) -> tuple[str, dict[str, Kind | None], str, Iterator[Row | Bad]]:
+    """Name, kinds, tokenizer of the captions, rows."""
+    embedded = isinstance(source, str) and is_dataset(source)
     if not isinstance(source, Table) and not embedded and is_table(source):
         source = Table.open(source)
     if isinstance(source, Table):
-        return str(source.path), dict(source.modalities), _rows(source)
+        spec = str(source.sizes.get("tokenizer", "bytes"))
+        return str(source.path), dict(source.modalities), spec, _rows(source)
     reading = read_dataset(str(source)) if embedded else open_source(source)
-    return reading.source, dict(reading.kinds), reading.rows
+    return reading.source, dict(reading.kinds), str(reading.sizes.get("tokenizer", "bytes")), reading.rows
 
 
 def _rows(table: Table) -> Iterator[Row]:
     names = list(table.modalities)
     columns = ["id", "split", "label", *names, *(f"origin_{name}" for name in names)]
+    columns += ["group"] if "group" in table.columns else []
     offsets = table.select()
     for start in range(0, len(offsets), _BATCH):
         for entry in table.take(offsets[start : start + _BATCH], columns).to_pylist():
@@ -203,6 +209,7 @@ def _rows(table: Table) -> Iterator[Row]:
                 label=entry["label"],
                 values={name: entry[name] for name in names},
                 origins={name: entry[f"origin_{name}"] or "" for name in names},
+                scalars={"group": entry.get("group")},
             )
 
 

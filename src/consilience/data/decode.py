@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +21,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from consilience.data.features import decode_regions, decode_vector, is_reference, npy_array, shape_of
 from consilience.data.geometry import MESH_COLUMNS, mesh_features, pad_faces, sample_surface
 from consilience.data.schema import Kind, Modalities
+from consilience.data.text import PADDING, as_text, decode_text, encode, split_spec, tokenizer
 from consilience.errors import InputError
 
 IMAGE_FORMATS = ("png", "jpeg", "gif", "bmp", "webp", "tiff")
@@ -62,24 +61,47 @@ class DecodeConfig:
     """Points per cloud."""
     n_faces: int = 500
     """Faces per mesh (500 is MeshNet's size for Manifold40)."""
+    tokenizer: str = "bytes"
+    """How captions become token ids, see :mod:`consilience.data.text`."""
+    max_tokens: int = 64
+    """Tokens per caption, markers included; longer captions are cut."""
+    regions: int = 36
+    """Regions per picture (36 is the number of SCAN and its successors)."""
+    region_width: int = 2048
+    """Width of a region's feature vector."""
+    vector_width: int = 128
+    """Width of single feature vectors."""
 
     def __post_init__(self) -> None:
-        for name, low in (("image_size", 1), ("n_points", MIN_POINTS), ("n_faces", 1)):
+        lows = {"image_size": 1, "n_points": MIN_POINTS, "n_faces": 1, "max_tokens": 2}
+        for name, low in (lows | dict.fromkeys(("regions", "region_width", "vector_width"), 1)).items():
             if getattr(self, name) < low:
                 raise InputError(f"decode.{name} is {getattr(self, name)}; give a number of at least {low}")
+        split_spec(self.tokenizer)
 
     def shape(self, kind: Kind) -> tuple[int, ...]:
         """Shape of one decoded sample of ``kind``."""
-        if kind is Kind.POINTS:
-            return (self.n_points, 3)
-        if kind is Kind.MESH:
-            return (self.n_faces, MESH_COLUMNS)
-        return (3 if kind is Kind.RGB else 1, self.image_size, self.image_size)
+        if kind.is_image:
+            return (3 if kind is Kind.RGB else 1, self.image_size, self.image_size)
+        return {
+            Kind.POINTS: (self.n_points, 3),
+            Kind.MESH: (self.n_faces, MESH_COLUMNS),
+            Kind.TEXT: (self.max_tokens,),
+            Kind.REGIONS: (self.regions, self.region_width),
+            Kind.VECTOR: (self.vector_width,),
+        }[kind]
 
 
-def format_of(data: bytes, origin: str = "") -> str:
-    """The format of raw bytes: by their first bytes, else by the suffix of ``origin``; ``""`` when
-    unknown."""
+_PROOF = DecodeConfig(image_size=32, n_points=32, n_faces=4096)
+
+
+def format_of(data: bytes, origin: str = "", kind: Kind | None = None) -> str:
+    """The format of raw bytes: by their first bytes, else by the suffix of ``origin``; ``""`` when unknown.
+    A caption has no mark of its own: it is ``text`` by its ``kind``. A row of another file is ``reference``."""
+    if kind is Kind.TEXT:
+        return "text"
+    if is_reference(data):
+        return "reference"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     for magic, name in _MAGIC:
@@ -191,9 +213,15 @@ def decode_mesh(data: bytes, origin: str, faces: int) -> Float[np.ndarray, "{fac
 
 
 def decode(data: bytes, kind: Kind, origin: str, config: DecodeConfig) -> np.ndarray:
-    """One sample as an array of shape ``config.shape(kind)`` (uint8 images, float32 otherwise)."""
+    """One sample as an array of shape ``config.shape(kind)`` and of numpy's counterpart of ``kind.dtype``."""
     if kind.is_image:
         return decode_image(data, kind, config.image_size)
+    if kind is Kind.TEXT:
+        return decode_text(data, config.tokenizer, config.max_tokens)
+    if kind is Kind.REGIONS:
+        return decode_regions(data, config.regions, config.region_width)
+    if kind is Kind.VECTOR:
+        return decode_vector(data, config.vector_width)
     if kind is Kind.POINTS:
         return decode_points(data, origin, config.n_points)
     return decode_mesh(data, origin, config.n_faces)
@@ -201,11 +229,15 @@ def decode(data: bytes, kind: Kind, origin: str, config: DecodeConfig) -> np.nda
 
 def measure(data: bytes, kind: Kind, origin: str) -> tuple[int, ...]:
     """Size before decoding: (height, width) of a picture as stored, (points,) of a cloud, (faces,) of a
-    mesh; a mesh that is read as a cloud counts its vertices. Raises :class:`InputError` like the decoding
-    functions."""
+    mesh, (characters,) of a caption, (regions, width) and (width,) of features; a mesh that is read as a cloud
+    counts its vertices. Raises :class:`InputError` like the decoding functions."""
     if kind.is_image:
         picture = _open_image(data)
         return picture.height, picture.width
+    if kind is Kind.TEXT:
+        return (len(as_text(data)),)
+    if kind in (Kind.REGIONS, Kind.VECTOR):
+        return shape_of(data)
     if format_of(data, origin) in ARRAY_FORMATS:
         arrays = _arrays(data)
         names = ("points",) if kind is Kind.POINTS else ("faces", "face")
@@ -215,29 +247,47 @@ def measure(data: bytes, kind: Kind, origin: str) -> tuple[int, ...]:
     return (len(vertices),) if kind is Kind.POINTS else (len(faces),)
 
 
+def prove(data: bytes, kind: Kind, origin: str, spec: str) -> tuple[int, ...]:
+    """Decode a sample whatever its size, as the proof that it can be read, and return that size: (tokens,) of
+    a caption under the tokenizer ``spec``, else as :func:`measure`. Raises :class:`InputError` if it cannot."""
+    if kind is Kind.TEXT:
+        return (len(encode(data, spec, tokenizer(spec))),)
+    size = measure(data, kind, origin)
+    if kind in (Kind.REGIONS, Kind.VECTOR):
+        if 0 in size:
+            raise InputError(f"feature array has shape {size}; it holds no values")
+        if kind is Kind.REGIONS:
+            decode_regions(data, *(size if len(size) == 2 else (1, 1)))
+        else:
+            decode_vector(data, size[0] if size else 1)
+    else:
+        decode(data, kind, origin, _PROOF)
+    return size
+
+
 def decode_batch(
     rows: pa.Table, modalities: Modalities, config: DecodeConfig
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values [b, ...] and presence masks bool [b] of ``rows`` (columns ``id``, and per modality its bytes and
-    ``origin_<modality>``). A missing sample is zeros. Raises :class:`InputError` naming the sample."""
+    ``origin_<modality>``). A missing sample is zeros, a missing caption padding (-1). Raises
+    :class:`InputError` naming the sample."""
     values: dict[str, Tensor] = {}
     present: dict[str, Tensor] = {}
     for name, kind in modalities.items():
         origins = rows[f"origin_{name}"]
-        dtype = np.uint8 if kind.is_image else np.float32
-        out = np.zeros((rows.num_rows, *config.shape(kind)), dtype=dtype)
-        mask = np.zeros(rows.num_rows, dtype=bool)
-        for position, scalar in enumerate(rows[name]):
-            data = scalar.as_py()
+        empty = PADDING if kind is Kind.TEXT else 0
+        values[name] = torch.full((rows.num_rows, *config.shape(kind)), empty, dtype=kind.dtype)
+        present[name] = torch.zeros(rows.num_rows, dtype=torch.bool)
+        out, mask = values[name].numpy(), present[name].numpy()
+        for position, (data, origin) in enumerate(zip(rows[name].to_pylist(), origins.to_pylist(), strict=True)):
             if data is None:
                 continue
-            origin = origins[position].as_py() or ""
             try:
-                out[position] = decode(data, kind, origin, config)
+                out[position] = decode(data, kind, origin or "", config)
             except InputError as error:
-                raise InputError(f"sample {rows['id'][position].as_py()!r}, {name} from {origin}: {error}") from error
+                place = f"sample {rows['id'][position].as_py()!r}, {name} from {origin or 'nowhere'}"
+                raise InputError(f"{place}: {error}") from error
             mask[position] = True
-        values[name], present[name] = torch.from_numpy(out), torch.from_numpy(mask)
     return values, present
 
 
@@ -276,42 +326,19 @@ def _is_number(values: np.ndarray) -> bool:
 
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
     """The arrays of a .npy (under ``array``) or .npz; pickled objects and oversized claims are refused."""
+    if data.startswith(b"\x93NUMPY"):
+        return {"array": npy_array(data)}
     try:
-        if data.startswith(b"\x93NUMPY"):
-            return {"array": _array(data)}
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
             if sum(entry.file_size for entry in members) > MAX_ARRAY_BYTES:
                 raise ValueError(f"more than {MAX_ARRAY_BYTES} bytes when unpacked")
-            arrays = {entry.filename.removesuffix(".npy"): _array(archive.read(entry)) for entry in members}
+            raw = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in members}
     except Exception as error:
         raise InputError(f"broken NumPy file ({_reason(error)}); repair or remove it") from error
-    if not arrays:
+    if not raw:
         raise InputError("npz without arrays; store the sample with numpy.savez")
-    return arrays
-
-
-def _array(data: bytes) -> np.ndarray:
-    wide = data[6:7] != b"\x01"
-    start = 12 + int.from_bytes(data[8:12], "little") if wide else 10 + int.from_bytes(data[8:10], "little")
-    shape, by_column, dtype = _npy_header(data[:start])
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are never loaded")
-    count = math.prod(shape)
-    if start + count * dtype.itemsize > len(data):
-        raise ValueError(f"truncated: the header promises {count * dtype.itemsize} bytes")
-    values = np.frombuffer(data, dtype=dtype, count=count, offset=start)
-    return values.reshape(shape, order="F" if by_column else "C")
-
-
-@lru_cache(maxsize=64)
-def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and dtype. Kept, because every sample of a data set has the same header."""
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_column, dtype = read(stream)
-    return shape, by_column, dtype
+    return {name: npy_array(array) for name, array in raw.items()}
 
 
 def _geometry(data: bytes, origin: str) -> tuple[np.ndarray, np.ndarray]:

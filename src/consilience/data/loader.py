@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 
 import numpy as np
@@ -35,6 +35,9 @@ class Loader:
     ``partners`` maps a modality to int64 offsets, one for each of ``rows``, from which that modality is read
     instead of from the row itself: mismatched pairs for experiments, see :mod:`consilience.data.corrupt`.
 
+    ``weights``: float [n] in [0, 1]; a row takes part in that share of the epochs, in expectation. Every epoch then
+    has the same number of rows, the sum of the weights.
+
     The last batch of an epoch may be short. It is dropped when ``drop_last`` is set and whenever it holds
     fewer than two rows for each rank, because batch normalisation is undefined on one row.
 
@@ -42,6 +45,8 @@ class Loader:
     Lance does not survive a fork; the calling script needs the usual ``__main__`` guard). Batches are the
     same for any number. ``cache`` keeps decoded rows in memory so that later epochs skip the decoding; by
     default when all of them take less than 1 GiB.
+
+    ``sharing``: a loader of the same rows, decoded alike, whose decoded rows serve this one too.
 
     Raises :class:`InputError` for unknown modalities, sizes that make no batch, and unreadable samples.
     """
@@ -62,9 +67,16 @@ class Loader:
         cache: bool | None = None,
         partners: Partners | None = None,
         modalities: tuple[str, ...] | None = None,
+        weights: np.ndarray | None = None,
+        sharing: Loader | None = None,
     ) -> None:
-        self._reader = _Reader(table, rows, decode, modalities, partners or {})
+        self._reader: _Reader = sharing._reader if sharing else _Reader(table, rows, decode, modalities, partners or {})
         count = len(self._reader.rows)
+        self._weights = weights
+        if weights is not None:
+            if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() > 1:
+                raise InputError(f"weights are not {count} numbers from 0 to 1; give one for each row")
+            count = int(np.floor(weights.sum() + 1e-9))
         if not 0 <= rank < world:
             raise InputError(f"rank {rank} of {world}; ranks count from 0 to {world - 1}")
         if batch_size < 2 * world:
@@ -79,8 +91,8 @@ class Loader:
         self.batch_size = batch_size
         self._seed, self._shuffle, self._rank, self._world = seed, shuffle, rank, world
         if cache is None:
-            cache = self._reader.bytes_per_row * count < CACHE_BYTES
-        self._cache = _Cache(self._reader, count) if cache else None
+            cache = self._reader.bytes_per_row * len(self) < CACHE_BYTES
+        self._cache: _Cache | None = sharing._cache if sharing else _Cache(self._reader, len(self)) if cache else None
         self._schedule: list[np.ndarray] = []
         self._processes: DataLoader[Batch] | None = None
         if workers > 0:
@@ -99,12 +111,18 @@ class Loader:
         return len(self._reader.rows)
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [len(self)]: positions in ``rows`` as epoch ``epoch`` visits them, the same on every rank."""
+        """int64: positions in ``rows`` as epoch ``epoch`` visits them, the same on every rank; all of them, or those
+        that systematic sampling by weight draws."""
         positions = np.arange(len(self), dtype=np.int64)
-        if not self._shuffle:
-            return positions
-        key = np.array([self._seed, epoch], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key)).permutation(positions)
+        rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], dtype=np.uint64)))
+        if self._shuffle:
+            positions = rng.permutation(positions)
+        if self._weights is not None:
+            # evenly spaced marks on the weights laid end to end hit a row of weight w with probability w
+            ends = np.cumsum(self._weights[positions])
+            marks = np.arange(int(np.floor(self._weights.sum() + 1e-9))) + rng.random()
+            positions = positions[np.minimum(np.searchsorted(ends, marks, side="right"), len(ends) - 1)]
+        return positions
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from step ``start_step`` on."""
@@ -118,6 +136,10 @@ class Loader:
         if self._processes is not None and not (self._cache and self._cache.holds(parts)):
             yield from self._from_processes(self._processes, parts)
             return
+        yield from self.visit(parts)
+
+    def visit(self, parts: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """A batch for each array of positions in ``rows``, in their order: passes without training."""
         source = self._cache or self._reader
         with closing(_ahead(source[positions] for positions in parts)) as batches:
             yield from batches
@@ -175,8 +197,7 @@ class _Reader(Dataset[Batch]):
 
     @property
     def bytes_per_row(self) -> int:
-        sizes = {name: int(np.prod(self.decode.shape(kind))) for name, kind in self.kinds.items()}
-        return sum(size * (1 if self.kinds[name].is_image else 4) for name, size in sizes.items())
+        return sum(int(np.prod(self.decode.shape(kind))) * kind.dtype.itemsize for kind in self.kinds.values())
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
         values: dict[str, Tensor] = {}
@@ -204,9 +225,7 @@ class _Cache:
         self._reader = reader
         self._filled = np.zeros(count, dtype=bool)
         self._values = {
-            name: torch.zeros(
-                (count, *reader.decode.shape(kind)), dtype=torch.uint8 if kind.is_image else torch.float32
-            )
+            name: torch.zeros((count, *reader.decode.shape(kind)), dtype=kind.dtype)
             for name, kind in reader.kinds.items()
         }
         self._present = {name: torch.zeros(count, dtype=torch.bool) for name in reader.kinds}

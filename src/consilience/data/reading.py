@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from consilience.data.decode import DecodeConfig, decode, image_channels
+from consilience.data.decode import image_channels
 from consilience.data.schema import Kind
+from consilience.data.sizes import SampleError, Sizes
 from consilience.data.table import Row, Table
 from consilience.errors import InputError, unknown
 
 OnBadSample = Literal["stop", "quarantine"]
-_CHECK = DecodeConfig(image_size=32, n_points=32, n_faces=4096)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,30 @@ class Reading:
     rows: Iterator[Row | Bad]
     scalars: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Arrow types of the other columns."""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`~consilience.data.decode.DecodeConfig` whose values the source knows, such as
+    ``{"tokenizer": "words:/data/vocab.json", "regions": 36}``; the others are measured."""
 
 
 def write_reading(
-    reading: Reading, destination: Path, kinds: Mapping[str, str] | None, on_bad_sample: OnBadSample
+    reading: Reading,
+    destination: Path,
+    kinds: Mapping[str, str] | None,
+    on_bad_sample: OnBadSample,
+    *,
+    tokenizer: str | None = None,
 ) -> Table:
     """Write ``reading`` as a Table, decoding every sample once as the check that it can be read.
 
     Pictures whose kind is open become RGB unless all of them are stored in grey. ``kinds`` overrides. The
     first sample that cannot be decoded raises :class:`InputError` ("stop"), or its row is left out and
     listed in ``quarantine.jsonl`` ("quarantine").
+
+    ``tokenizer``: how captions become tokens, instead of what the source says: a spec of
+    :mod:`consilience.data.text`, or ``fit-words`` (words seen at least four times in split train) or
+    ``fit-bpe:SIZE`` to fit one. Its file is kept in the Table's folder. What captions and features need
+    (``tokenizer``, ``max_tokens`` up to 128, ``regions``, ``region_width``, ``vector_width``) goes into
+    :attr:`Table.sizes`.
     """
     if on_bad_sample not in ("stop", "quarantine"):
         raise unknown("on_bad_sample", on_bad_sample, ("stop", "quarantine"))
@@ -64,11 +78,14 @@ def write_reading(
             raise unknown("kind", kind, [member.value for member in Kind])
         chosen[name] = Kind(kind)
     settled = {name: kind or Kind.GREY for name, kind in chosen.items()}
+    measured = Sizes(chosen, reading.sizes, tokenizer)
     quarantine: list[dict[str, str]] = []
+    sizes: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
     def checked() -> Iterator[Row]:
         for row in reading.rows:
-            bad = row if isinstance(row, Bad) else _fault(row, chosen)
+            bad = row if isinstance(row, Bad) else _fault(row, measured)
             if bad is not None:
                 if on_bad_sample == "stop":
                     raise InputError(
@@ -81,20 +98,31 @@ def write_reading(
                     if chosen[name] is None and data is not None and image_channels(data) == 3:
                         settled[name] = Kind.RGB
                 yield row
+        found = measured.finish()
+        sizes.update(found[0])
+        files.update(found[1])
 
-    return Table.create(destination, checked(), settled, reading.source, scalars=reading.scalars, quarantine=quarantine)
+    return Table.create(
+        destination,
+        checked(),
+        settled,
+        reading.source,
+        scalars=reading.scalars,
+        quarantine=quarantine,
+        sizes=sizes,
+        files=files,
+    )
 
 
-def _fault(row: Row, kinds: Mapping[str, Kind | None]) -> Bad | None:
-    present = {name: data for name, data in row.values.items() if data is not None}
-    if not present:
+def _fault(row: Row, measured: Sizes) -> Bad | None:
+    """What is wrong with a row; one that is sound is counted."""
+    try:
+        sizes = measured.prove(row)
+    except SampleError as error:
+        return Bad(row.id, error.modality, row.origins.get(error.modality, ""), str(error))
+    if not sizes:
         return Bad(row.id, "every modality", next(iter(row.origins.values()), "nowhere"), "nothing to read")
-    for name, data in present.items():
-        origin = row.origins.get(name, "")
-        try:
-            decode(data, kinds[name] or Kind.RGB, origin, _CHECK)
-        except InputError as error:
-            return Bad(row.id, name, origin, str(error))
+    measured.add(row, sizes)
     return None
 
 

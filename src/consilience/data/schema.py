@@ -52,7 +52,8 @@ class Batch:
     index: Int64[Tensor, " b"]
     """Stable row key: position in the training set, key of every memory and belief."""
     values: Mapping[str, Tensor]
-    """Modality name to tensor [b, ...] as :class:`Kind` says; rows whose modality is absent hold zeros."""
+    """Modality name to tensor [b, ...] as :class:`Kind` says; rows whose modality is absent hold zeros
+    (texts: -1)."""
     present: Mapping[str, Bool[Tensor, " b"]]
     """Modality name to presence mask."""
 

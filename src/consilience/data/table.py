@@ -22,6 +22,7 @@ from lance.commit import CommitConflictError
 
 from consilience.data.columns import as_arrow, as_matrix, merge_columns
 from consilience.data.schema import Kind
+from consilience.data.text import resolve_spec
 from consilience.errors import ConsilienceError, InputError, unknown
 from consilience.files import new_folder, write_text
 
@@ -92,12 +93,15 @@ class Table:
         *,
         scalars: Mapping[str, pa.DataType] | None = None,
         quarantine: Sequence[Mapping[str, Any]] = (),
+        sizes: Mapping[str, Any] | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> Self:
         """Write ``rows`` as a new Table at ``path``, in the order given; nothing is left when it fails.
 
         ``modalities`` fixes the names and order of the columns; its kinds, like ``quarantine`` (rows left
-        out, written to ``quarantine.jsonl``), are read after the last row, so a streaming reader may settle
-        them on its way. ``scalars`` gives the type of every key in ``Row.scalars``.
+        out, written to ``quarantine.jsonl``), ``sizes`` (see :attr:`sizes`) and ``files`` (names to text, put
+        beside the data), are read after the last row, so a streaming reader may settle them on its way.
+        ``scalars`` gives the type of every key in ``Row.scalars``.
 
         Raises :class:`InputError` when ``path`` is taken, an id occurs twice, a name is reserved or no row
         came.
@@ -114,12 +118,15 @@ class Table:
                 "modalities": {name: Kind(kind).value for name, kind in modalities.items()},
                 "source": source,
                 "content": digest.hexdigest(),
+                "sizes": dict(sizes or {}),
             }
             dataset = lance.dataset(str(folder / f"{NAME}.lance"))
             dataset.update_schema_metadata({_METADATA: json.dumps(facts)})
             if quarantine:
                 lines = "".join(json.dumps(dict(entry), ensure_ascii=False) + "\n" for entry in quarantine)
                 write_text(folder / QUARANTINE, lines)
+            for name, content in (files or {}).items():
+                write_text(folder / name, content)
         return cls.open(path)
 
     @property
@@ -135,6 +142,15 @@ class Table:
     def source(self) -> str:
         """What the Table was imported from, as the importer named it."""
         return str(self._facts["source"])
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Fields of :class:`~consilience.data.decode.DecodeConfig` with the values this Table asks for; empty
+        for Tables without captions and features. A tokenizer's file in the Table's folder is named in full."""
+        sizes = dict(self._facts.get("sizes", {}))
+        if "tokenizer" in sizes:
+            sizes["tokenizer"] = resolve_spec(sizes["tokenizer"], self._path)
+        return sizes
 
     @property
     def columns(self) -> list[str]:

@@ -5,18 +5,17 @@ Input of all: float [B, C, S, S] in [0, 1], C = 1 (grey) or 3 (red, green, blue)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from consilience.encoders.base import Encoder
+from consilience.encoders.base import Encoder, SlotEncoder
+from consilience.encoders.hub import HuggingFace, image_settings, load_model
 from consilience.encoders.norm import BatchNorm1d, BatchNorm2d, synchronise
 from consilience.errors import InputError, unknown
 
@@ -44,7 +43,7 @@ class _Normalise(nn.Module):
         return (x - self.mean) / self.std  # broadcasting repeats a single channel
 
 
-class SmallCNN(Encoder):
+class SmallCNN(SlotEncoder):
     """Three 3x3 convolutions of stride 2 with BN and ReLU, a 4x4 average map with its layout kept, one layer.
 
     For images of 28 to 64 pixels; the 4x4 map keeps where things are, which one global mean would lose.
@@ -52,7 +51,7 @@ class SmallCNN(Encoder):
 
     def __init__(self, channels_in: int, width: int = 128, channels: tuple[int, int, int] = (32, 64, 128)) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.slot_width = width, channels[-1]
         self.channels_in = channels_in
         sizes = [channels_in, *channels]
         layers: list[nn.Module] = []
@@ -65,14 +64,23 @@ class SmallCNN(Encoder):
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(16 * channels[-1], width, bias=False), BatchNorm1d(width), nn.ReLU())
 
-    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
-        """Features of images in [0, 1]; raises :class:`InputError` on another number of channels."""
+    def _map(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.channels_in:
             raise InputError(
                 f"images have {x.shape[1]} channels, the encoder was built for {self.channels_in}; "
                 "use the kind (rgb or grey) it was built for"
             )
-        out: Tensor = self.head(F.adaptive_avg_pool2d(self.features(2 * x - 1), 4).flatten(1))
+        out: Tensor = self.features(2 * x - 1)
+        return out
+
+    def slots(self, x: Float[Tensor, "b c s s"]) -> tuple[Float[Tensor, "b l slot_width"], Bool[Tensor, "b l"]]:
+        """The last feature map, one slot a place, row by row."""
+        places = self._map(x).flatten(2).transpose(1, 2)
+        return places, torch.ones(places.shape[:2], dtype=torch.bool, device=x.device)
+
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+        """Features of images in [0, 1]; raises :class:`InputError` on another number of channels."""
+        out: Tensor = self.head(F.adaptive_avg_pool2d(self._map(x), 4).flatten(1))
         return out
 
 
@@ -102,18 +110,20 @@ def resnet18() -> ResNet:
     return ResNet(18)
 
 
-class HuggingFaceImage(Encoder):
+class HuggingFaceImage(HuggingFace):
     """A vision model of transformers from a folder or hub id: ViT, DINOv2, ResNet, ConvNeXt, CLIP, SigLIP.
 
     Features are the model's pooled output (for two-tower models the projected image embedding), or its first
-    token where the checkpoint has no trained pooler. Mean, std and size come from the checkpoint; images
+    token where the checkpoint has no trained pooler. Slots are the last hidden states of the patches, without the
+    tokens before them, or the places of the last feature map. Mean, std and size come from the checkpoint; images
     are resized to the model's size (bilinear, antialiased). Raises :class:`InputError` when there is no such
     model, or it does not read images.
     """
 
-    def __init__(self, path_or_id: str) -> None:
+    def __init__(self, path_or_id: str, frozen: bool = False) -> None:
         super().__init__()
-        model = _load(path_or_id)
+        self.frozen = frozen
+        model = load_model(path_or_id, "vision")
         if hasattr(model.config, "mask_ratio"):
             model.config.mask_ratio = 0.0  # masked autoencoders drop patches at random, in evaluation too
         self.projection = getattr(model, "visual_projection", None)
@@ -122,81 +132,51 @@ class HuggingFaceImage(Encoder):
         if getattr(model, "main_input_name", "") != "pixel_values":
             raise InputError(f"{path_or_id} does not read images; choose a vision model such as ViT or CLIP")
         self.model = synchronise(model)
-        settings = _image_settings(path_or_id)
+        settings = image_settings(path_or_id)
         self.normalise = _Normalise(
             settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
         )
         size = getattr(model.config, "image_size", None) or settings.get("crop_size") or settings.get("size")
         self.image_size = _height_and_width(size)
         training = self.training
+        self.eval()
         with torch.no_grad():
-            self.width = self.eval()(torch.zeros(1, 3, *self.image_size)).shape[1]
+            out = self._states(torch.zeros(1, 3, *self.image_size))
+            self.width, self.slot_width = self._pooled(out).shape[1], self._places(out).shape[2]
         self.train(training)
 
-    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
-        """Features of images in [0, 1] of any size."""
+    def _states(self, x: Tensor) -> Any:
         if x.shape[2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bilinear", antialias=True, align_corners=False)
             x = x.clamp(0, 1)
-        out = self.model(pixel_values=self.normalise(x))
+        with self.gradients():
+            return self.model(pixel_values=self.normalise(x))
+
+    def _pooled(self, out: Any) -> Tensor:
         pooled: Tensor | None = getattr(out, "pooler_output", None)
         if pooled is None:
             hidden: Tensor = out.last_hidden_state
             pooled = hidden[:, 0] if hidden.dim() == 3 else hidden.mean((2, 3))
         pooled = pooled.flatten(1)
-        return pooled if self.projection is None else self.projection(pooled)
+        with self.gradients():
+            return pooled if self.projection is None else self.projection(pooled)
 
+    def _places(self, out: Any) -> Tensor:
+        hidden: Tensor = out.last_hidden_state
+        if hidden.dim() == 4:
+            return hidden.flatten(2).transpose(1, 2)
+        patch = _height_and_width(getattr(self.model.config, "patch_size", None) or self.image_size)
+        patches = (self.image_size[0] // patch[0]) * (self.image_size[1] // patch[1])
+        return hidden[:, -patches:]
 
-def _is_folder_name(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or name.count("/") != 1 or Path(name).exists()
+    def slots(self, x: Float[Tensor, "b c s s"]) -> tuple[Float[Tensor, "b l slot_width"], Bool[Tensor, "b l"]]:
+        """One vector a patch of images in [0, 1] of any size, before any projection."""
+        places = self._places(self._states(x))
+        return places, torch.ones(places.shape[:2], dtype=torch.bool, device=x.device)
 
-
-def _load(path_or_id: str) -> Any:
-    """The model with its weights; a pooler that the checkpoint did not train is taken off."""
-    from transformers import AutoModel
-
-    folder = Path(path_or_id).expanduser()
-    if "/" in path_or_id and _is_folder_name(path_or_id) and not (folder / "config.json").is_file():
-        raise InputError(
-            f"no vision model in {folder}: config.json is missing; give a folder that save_pretrained wrote"
-        )
-    try:
-        model, report = AutoModel.from_pretrained(
-            str(folder) if folder.exists() else path_or_id, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"cannot load the vision model {path_or_id!r} ({reason}); check the name and the network, or "
-            "download it once with 'hf download ID --local-dir FOLDER' and pass hf:FOLDER"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    others = [key for key in missing if not key.startswith("pooler.")]
-    if others:
-        raise InputError(
-            f"{path_or_id}: the weights lack {len(others)} tensors of the model (first: {others[0]}); "
-            "use a complete checkpoint"
-        )
-    return model
-
-
-def _image_settings(path_or_id: str) -> dict[str, Any]:
-    """preprocessor_config.json beside the weights, empty when there is none."""
-    from transformers.utils import cached_file
-
-    folder = Path(path_or_id).expanduser()
-    try:
-        found = cached_file(
-            str(folder) if folder.exists() else path_or_id,
-            "preprocessor_config.json",
-            _raise_exceptions_for_missing_entries=False,
-        )
-    except OSError:
-        found = None
-    settings = json.loads(Path(found).read_text()) if found else {}
-    return settings if isinstance(settings, dict) else {}
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+        """Features of images in [0, 1] of any size."""
+        return self._pooled(self._states(x))
 
 
 def _height_and_width(size: Any) -> tuple[int, int]:

@@ -23,6 +23,14 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; border-radius: 6px; }
 figcaption, .soft { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 4px solid #c77700; padding-left: .8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .7rem; font-size: .85rem; line-height: 1.35; }
+.card b, .card p { overflow-wrap: anywhere; } .card p { margin: .15rem 0 .5rem; color: var(--soft); }
+.card .parts { display: flex; flex-wrap: wrap; gap: .5rem; }
+.card figure { margin: 0; width: 5.6rem; } .card figure.words { width: 100%; }
+.card img { width: 100%; border-radius: 4px; image-rendering: auto; display: block; }
+.card blockquote { margin: 0; padding: .3rem .5rem; border-left: 3px solid var(--line); overflow-wrap: anywhere; }
+.card figcaption { font-size: .75rem; overflow-wrap: anywhere; }
 """
 
 
@@ -60,6 +68,23 @@ class Report:
             f'<figure><img alt="{shown}" src="data:image/png;base64,{picture}">'
             f"<figcaption>{shown}</figcaption></figure>"
         )
+
+    def cards(self, cards: Sequence[tuple[str, str, Sequence[tuple[str, bytes | str]]]]) -> None:
+        """A grid of small cards: title, note, and parts, each a caption with a PNG (bytes) or a text."""
+
+        def part(caption: str, content: bytes | str) -> str:
+            below = f"<figcaption>{html.escape(caption)}</figcaption>"
+            if isinstance(content, str):
+                return f'<figure class="words"><blockquote>{html.escape(content)}</blockquote>{below}</figure>'
+            picture = base64.b64encode(content).decode()
+            return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">{below}</figure>'
+
+        made = (
+            f'<div class="card"><b>{html.escape(title)}</b><p>{html.escape(note)}</p>'
+            f'<div class="parts">{"".join(part(*one) for one in parts)}</div></div>'
+            for title, note, parts in cards
+        )
+        self._parts.append(f'<div class="cards">{"".join(made)}</div>')
 
     def save(self, path: Path) -> Path:
         """Write the page atomically."""

@@ -1,8 +1,8 @@
 """``reproduce``: a paper's claimed effect as an experiment on equal terms, paired by seed, with an honest verdict.
 
-An experiment is a YAML file in ``recipes/experiments``: entries that differ in the method's configuration only (same
-data, encoders, epochs and seeds), the claim, and which two entries it compares. ``holds`` is true only if the 95%
-interval of the paired difference lies above 0.
+An experiment is a YAML file in ``recipes/experiments``: entries that differ in the method or its configuration only
+(same data, encoders, epochs and seeds), settings under which all of them are run (ratios of noise, say), the claim, and
+which entries it compares. ``holds`` is true only if the 95% interval of every paired difference lies above 0.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from consilience.evaluation.stats import paired_difference, t_interval
 from consilience.files import write_json
 from consilience.methods.base import Method
 from consilience.methods.registry import find
-from consilience.training.api import resume, table_of, train
+from consilience.training.api import resume, settled, table_of, train
 from consilience.training.config import TrainConfig
 from consilience.training.configure import merge, read_yaml
+from consilience.training.loop import Watch
 from consilience.training.run import RunFolder, commit, plain_values
 
 _ENOUGH = 2000  # training samples below which epochs are multiplied, for every entry alike
@@ -49,8 +50,9 @@ def reproduce(
     """Run every entry for every seed (finished ones are reused) and compare; writes ``out/report.html``.
 
     ``plan``: the experiment, a YAML file or the name of one that ships; default the method's own.
-    ``method_config`` and ``train_config`` go under every entry alike (input sizes, say). K, the number of clusters, is
-    the number of classes of the data: it is given, as in the paper. Raises InputError for unknown methods or data.
+    ``method_config`` and ``train_config`` go under every entry alike (input sizes, say). Where a plan says
+    ``clusters: classes``, K is the number of classes of the data: it is given, as in RoMo's paper. Raises InputError
+    for unknown methods or data.
     """
     find(method)
     if seeds < 1:
@@ -59,19 +61,29 @@ def reproduce(
     data = data or experiment["data"]
     began = time.monotonic()
     table = table_of(data, out)
-    _, names = table.labels()
-    rows, _ = labelled_rows(table, "split = 'train'")
-    common = {"clusters": len(names), **(method_config or {})}
-    factor = max(1, math.ceil(_ENOUGH / len(rows)))
-    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in experiment["entries"]}
+    rows = table.select("split = 'train'")
+    common = {**_given(table, experiment), **(method_config or {})}
+    factor = max(1, math.ceil(experiment.get("enough", _ENOUGH) / max(1, len(rows))))
+    runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
-        for name, entry in experiment["entries"].items():
-            config = merge(find(method).cls.Config(), common)
-            config = _more_epochs(merge(config, (entry or {}).get("method_config", {})), factor)
-            entries[name].append(
-                _run(out, table, method, name, entry or {}, config, dict(train_config or {}), seed, quiet)
-            )
-    result = _summary(experiment, method, data, seeds, entries)
+        for setting, options in _settings(experiment).items():
+            for name, entry in experiment["entries"].items():
+                entry = entry or {}
+                of = entry.get("method", method)
+                own = {key: value for key, value in common.items() if hasattr(find(of).cls.Config(), key)}
+                for source in (options.get("method_config", {}), entry.get("method_config", {})):
+                    own = _over(own, source)
+                config = _more_epochs(merge(find(of).cls.Config(), own), factor)
+                loop = {
+                    **experiment.get("train", {}),
+                    **(train_config or {}),
+                    **options.get("train", {}),
+                    **entry.get("train", {}),
+                    "seed": seed,
+                }
+                label = f"{name}{setting}"
+                runs.setdefault(label, []).append(_run(out, table, of, label, entry, config, loop, quiet))
+    result = _summary(experiment, method, data, seeds, runs)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["epochs_factor"] = factor
     result["data_version"], result["commit"] = table.fingerprint(), commit()
@@ -81,8 +93,30 @@ def reproduce(
     return result
 
 
+def _settings(experiment: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Suffix of an entry's name to the options under which all entries are run; one empty setting by default."""
+    found = experiment.get("settings") or {}
+    return {f" at {name}": options or {} for name, options in found.items()} or {"": {}}
+
+
+def _given(table: Table, experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan takes from the labels: their number, where it says so (``clusters: classes``)."""
+    return {"clusters": len(table.labels()[1])} if experiment.get("clusters") == "classes" else {}
+
+
+def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain values with others put over them."""
+    out = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _over(out[key], value) if both else value
+    return out
+
+
 def _more_epochs(config: Any, factor: int) -> Any:
-    epochs = {name: value * factor for name, value in vars(config).items() if name.endswith("_epochs")}
+    epochs = {
+        name: value * factor for name, value in vars(config).items() if name == "epochs" or name.endswith("_epochs")
+    }
     return merge(config, epochs)
 
 
@@ -94,14 +128,13 @@ def _run(
     entry: Mapping[str, Any],
     config: Any,
     options: dict[str, Any],
-    seed: int,
     quiet: bool,
 ) -> dict[str, Any]:
     """One entry with one seed: train (or resume, or reuse), evaluate on the test split."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    place = out / "runs" / f"{slug}-{seed}"
+    place = out / "runs" / f"{slug}-{options['seed']}"
     done = place / "figures.json"
-    train_options = merge(TrainConfig(seed=seed), {**options, **entry.get("train", {}), "seed": seed})
+    train_options, config = merge(TrainConfig(), options), settled(config, table)
     if (place / "config.yaml").exists():
         kept = RunFolder.open(place).config()
         wanted = (plain_values(config), plain_values(train_options), str(table.path.resolve()))
@@ -110,12 +143,14 @@ def _run(
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
-    rows, labels = labelled_rows(table, "split = 'test'")
+    spy: Watch | None = None
+    if entry.get("selection"):
+        rows, labels = labelled_rows(table, "split = 'test'")
 
-    def watch(model: Method, phase: str, epoch: int) -> dict[str, float]:
-        return {"test_map": mean_map(model, table, rows, labels)}
+        def watch(model: Method, phase: str, epoch: int) -> dict[str, float]:
+            return {"test_map": mean_map(model, table, rows, labels)}
 
-    spy = watch if entry.get("selection") else None
+        spy = watch
     if (place / "config.yaml").exists():
         run = resume(place, watch=spy, quiet=quiet)
     else:
@@ -138,7 +173,7 @@ def _selection(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _summary(
-    plan: Mapping[str, Any], method: str, data: str, seeds: int, entries: Mapping[str, list[dict[str, Any]]]
+    plan: Mapping[str, Any], method: str, data: str, seeds: int, runs: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     results: dict[str, Any] = {}
 
@@ -147,26 +182,31 @@ def _summary(
         bounds = [None if math.isnan(x) else x for x in (interval.low, interval.high)]
         results[name] = {"mean": interval.mean, "ci95": bounds, "values": values}
 
-    for name, runs in entries.items():
-        put(name, [run["mean_map"] for run in runs])
-    for name, runs in entries.items():
-        for direction in runs[0]["directions"]:
-            put(f"{name}: {direction}", [run["directions"][direction]["map"] for run in runs])
-        for modality, figures in runs[0]["pseudo_labels"].items():
-            if modality == "agreement":
-                put(f"{name}: pseudo-label agreement", [run["pseudo_labels"][modality] for run in runs])
-            elif isinstance(figures, dict):
-                for figure in ("accuracy", "nmi"):
-                    values = [run["pseudo_labels"][modality][figure] for run in runs]
-                    put(f"{name}: pseudo-label {figure} {modality}", values)
-        if "selection" in runs[0]:
-            for figure in runs[0]["selection"]:
-                values = [run["selection"][figure] for run in runs]
-                if not any(math.isnan(v) for v in values):
-                    put(f"{name}: selection, {figure}", values)
-    of, over = plan["margin"]["of"], plan["margin"]["over"]
-    difference = paired_difference(results[of]["values"], results[over]["values"]).interval
-    low, high = difference.low, difference.high
+    figure = plan.get("figure", "mean_map")
+    for name, found in runs.items():
+        put(name, [run[figure] for run in found])
+    for name, found in runs.items():
+        for path in _paths(found[0]):
+            values = [_at(run, path) for run in found]
+            if not any(math.isnan(value) for value in values):
+                put(f"{name}: {_words(path)}", values)
+    margins = []
+    for setting in _settings(plan):
+        for pair in plan.get("margins") or [plan["margin"]]:
+            if "at" in pair and setting.removeprefix(" at ") not in pair["at"]:
+                continue
+            of, over = f"{pair['of']}{setting}", f"{pair['over']}{setting}"
+            found_margin = paired_difference(results[of]["values"], results[over]["values"]).interval
+            low, high = found_margin.low, found_margin.high
+            margins.append(
+                {
+                    "of": of,
+                    "over": over,
+                    "mean": found_margin.mean,
+                    "ci95": [None if math.isnan(x) else x for x in (low, high)],
+                    "holds": bool(low > 0),
+                }
+            )
     return {
         "method": method,
         "data": str(data),
@@ -174,32 +214,61 @@ def _summary(
         "seeds": list(range(seeds)),
         "results": results,
         "claim": plan["claim"],
-        "margin": {
-            "of": of,
-            "over": over,
-            "mean": difference.mean,
-            "ci95": [None if math.isnan(x) else x for x in (low, high)],
-        },
-        "holds": bool(low > 0),
-        "entries": list(entries),
+        "margin": margins[0],
+        "margins": margins,
+        "holds": all(margin["holds"] for margin in margins),
+        "entries": list(runs),
     }
+
+
+_SKIPPED = ("rows", "where", "ci95", "map_at_r", "map_at_k", "precision_at_k", "recall_at_k", "partner_recall_at_k")
+
+
+def _paths(figures: Mapping[str, Any], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where single figures lie in the nested answer of ``evaluate``, those of the headline's kind."""
+    found = []
+    for key, value in figures.items():
+        if key in _SKIPPED:
+            continue
+        if isinstance(value, Mapping):
+            found += _paths(value, (*before, key))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((*before, key))
+    return found
+
+
+def _at(figures: Mapping[str, Any], path: tuple[str, ...]) -> float:
+    """The figure at ``path``, NaN where there is none."""
+    value: Any = figures
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return math.nan if value is None else float(value)
+
+
+def _words(path: tuple[str, ...]) -> str:
+    """A figure's name in the results."""
+    if path[0] == "directions":
+        return path[1]
+    if path[0] == "pseudo_labels":
+        return "pseudo-label agreement" if len(path) == 2 else f"pseudo-label {path[2]} {path[1]}"
+    return ", ".join(path)
 
 
 def _report(out: Path, result: Mapping[str, Any]) -> None:
     page = Report(f"{result['method']} on {result['data']}")
     page.text(f"Claim: {result['claim']}.")
-    margin = result["margin"]
-    bounds = (
-        "no interval from one seed"
-        if margin["ci95"][0] is None
-        else "95% interval {:.3f} to {:.3f}".format(*margin["ci95"])
-    )
-    verdict = "holds" if result["holds"] else "is not shown"
-    page.text(
-        f"It {verdict}: {margin['of']} minus {margin['over']} is {margin['mean']:+.3f} ({bounds}, paired over "
-        f"{len(result['seeds'])} seeds).",
-        "" if result["holds"] else "warning",
-    )
+    for margin in result["margins"]:
+        bounds = (
+            "no interval from one seed"
+            if margin["ci95"][0] is None
+            else "95% interval {:.3f} to {:.3f}".format(*margin["ci95"])
+        )
+        verdict = "Shown" if margin["holds"] else "Not shown"
+        page.text(
+            f"{verdict}: {margin['of']} minus {margin['over']} is {margin['mean']:+.3f} ({bounds}, paired over "
+            f"{len(result['seeds'])} seeds).",
+            "" if margin["holds"] else "warning",
+        )
     page.figure(
         bars({name: result["results"][name]["values"] for name in result["entries"]}, result["metric"]),
         "Mean over seeds; a dot is one seed. Entries named WARNING or supervised use labels.",

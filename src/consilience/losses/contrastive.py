@@ -65,3 +65,19 @@ def pairwise_nt_xent(
                 chosen = None if groups is None else groups[both]
                 total = total + nt_xent([views[a][both], views[b][both]], temperature, chosen)
     return total
+
+
+def pair_nce(scores: Float[Tensor, "n n"], temperature: float) -> Float[Tensor, " n"]:
+    """Cross-entropy of finding a pair's partner among the batch, mean of both directions, one value a pair (CLIP).
+
+    Row i, column j of ``scores`` is the score of image i with caption j; the diagonal holds the pairs.
+    """
+    logits, own = scores.float() / temperature, torch.arange(len(scores), device=scores.device)
+    return (F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")) / 2
+
+
+def weighted_pair_nce(
+    scores: Float[Tensor, "n n"], weights: Float[Tensor, " n"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean of :func:`pair_nce` by weight. A pair of weight 0 is no anchor, but its parts stay negatives of others."""
+    return (weights * pair_nce(scores, temperature)).sum() / weights.sum().clamp(min=1e-6)

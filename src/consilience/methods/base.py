@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -32,8 +33,11 @@ class Optimiser:
     weight_decay: float = 0.0
     momentum: float = 0.9
     """Of SGD; unused by the others."""
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    """One-cycle: 5% linear warm-up, then cosine to 0, by step. Cosine: to 0 over the phase, by epoch."""
+    schedule: Literal["one-cycle", "cosine", "constant", "step"] = "one-cycle"
+    """One-cycle: 5% linear warm-up, then cosine to 0, by step. Cosine: to 0 over the phase, by epoch. Step: a tenth
+    after every ``drop_every`` epochs of the phase."""
+    drop_every: int = 30
+    """Of the step schedule."""
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over ``parameters``."""
@@ -46,8 +50,10 @@ class Optimiser:
         """The multiple of ``lr`` at ``step`` of ``steps`` of a phase of ``epochs`` (a pure function: no state)."""
         if self.schedule == "constant":
             return 1.0
+        epoch = step * epochs // max(1, steps)
+        if self.schedule == "step":
+            return float(0.1 ** (epoch // max(1, self.drop_every)))
         if self.schedule == "cosine":
-            epoch = step * epochs // max(1, steps)
             return 0.5 * (1 + float(np.cos(np.pi * epoch / max(1, epochs))))
         rise = max(1, steps // 20)
         if step < rise:
@@ -90,7 +96,25 @@ class Encoded:
     present: Mapping[str, Bool[Tensor, " n"]]
 
 
-EncodeAll = Callable[[], Encoded]
+Measure = Callable[[Batch], Mapping[str, Tensor]]
+"""From a batch to one row of values a sample; called in evaluation mode, without gradient."""
+
+
+@runtime_checkable
+class EncodeAll(Protocol):
+    """A look at the whole training set between epochs. Each costs a pass over the data; labels are not to be had."""
+
+    def __call__(self) -> Encoded:
+        """Vectors of every training sample."""
+
+    def scan(self, measure: Measure, batch_size: int) -> dict[str, Tensor]:
+        """What ``measure`` says of every training sample, [N, ...] by name, row i of sample i.
+
+        Batches are the same in every scan of a run, however many processes share them, and hold random samples
+        (at least two), so that a measure may compare the samples of a batch with each other.
+        """
+
+
 Beliefs = dict[str, np.ndarray]
 """Column name to one value a training sample: what the method believes (pseudo-labels, confidences)."""
 
@@ -99,6 +123,8 @@ class Method(nn.Module, ABC):
     """A published system. Subclasses are built as ``cls(config, modalities, samples)``."""
 
     Config: ClassVar[type]
+    complete: ClassVar[bool] = False
+    """Whether it trains on rows that have all modalities only."""
     config: Any
     modalities: dict[str, Any]
 
@@ -127,6 +153,15 @@ class Method(nn.Module, ABC):
     def encode(self, batch: Batch, modality: str) -> Float[Tensor, "b d"]:
         """Vectors in the common space for one modality, without augmentation; compared by cosine."""
 
+    def represent(self, batch: Batch, modality: str) -> Float[Tensor, "b r"]:
+        """What :meth:`score` compares: the vectors of :meth:`encode`, or more for a pairwise scorer."""
+        return self.encode(batch, modality)
+
+    def score(self, a: Float[Tensor, "n r"], b: Float[Tensor, "m s"], names: tuple[str, str]) -> Float[Tensor, "n m"]:
+        """Scores of every represented sample of modality ``names[0]`` with every one of ``names[1]``; the cosine of
+        the vectors unless a method has its own scorer. Higher is nearer."""
+        return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
+
     def prepare(self, progress: Progress, encode_all: EncodeAll) -> None:
         """Called at the start of every epoch (epoch 0: of the phase). ``encode_all`` costs a pass over the data."""
         return
@@ -137,7 +172,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def agreement(self, held_out: Encoded) -> float:
-        """How well the modalities agree on held-out pairs, without labels; the loop keeps the epoch of the highest."""
+        """How well the modalities agree on held-out pairs, without labels; the loop keeps the epoch of the highest.
+        ``held_out`` holds what :meth:`represent` gives."""
 
     def believe(self, labels: Mapping[str, Tensor]) -> None:
         """Take the given labels, int64 [N] by modality, instead of own pseudo-labels."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from consilience.errors import unknown
 from consilience.methods.base import Method
 
-_SHARED = {"base", "registry"}
+_SHARED = {"base", "pairs", "registry"}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,11 @@ def mutual_information(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> floa
 
 def mean_reciprocal_rank(u: Float[Tensor, "n d"], v: Float[Tensor, "n d"]) -> float:
     """Mean of 1 / rank of the true partner among all rows (cosine), both ways; a tie counts against the partner."""
-    s = F.normalize(u, dim=1) @ F.normalize(v, dim=1).T
+    return reciprocal_rank_of_scores(F.normalize(u, dim=1) @ F.normalize(v, dim=1).T)
+
+
+def reciprocal_rank_of_scores(s: Float[Tensor, "n n"]) -> float:
+    """:func:`mean_reciprocal_rank` for given scores; row i and column i are partners."""
     own = s.diagonal()
     forth, back = (s >= own[:, None]).sum(1), (s >= own[None]).sum(0)
     return float(((1 / forth).mean() + (1 / back).mean()) / 2)

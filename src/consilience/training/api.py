@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from consilience.data.corrupt import shuffle_partners_within_class
-from consilience.data.datasets import DATASETS, read_dataset
+from consilience.data.datasets import is_dataset, read_dataset
 from consilience.data.importers import import_table, open_source
 from consilience.data.importers.romo_lists import read_pseudo_labels, write_pseudo_labels
+from consilience.data.noise_index import write_noise_index
 from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
 from consilience.distributed import rank, world_size
@@ -26,6 +26,10 @@ from consilience.training.config import TrainConfig
 from consilience.training.configure import build
 from consilience.training.loop import Trainer, Watch, join_processes
 from consilience.training.run import RunFolder, environment, plain_values
+from consilience.training.selection import chosen_modalities, class_codes, select_rows
+
+NOISE_INDEX = "noise_index.npy"
+"""Injected mismatches of a run, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def table_of(
         if not is_table(place):
             import_table(data, place, kinds=kinds, on_bad_sample=on_bad_sample)
         else:
-            known = (read_dataset(str(data)) if str(data) in DATASETS else open_source(data)).source
+            known = (read_dataset(str(data)) if is_dataset(str(data)) else open_source(data)).source
             kept = Table.open(place).source
             if kept != known:
                 raise InputError(f"{place} was imported from {kept}, not from {known}; choose another -o")
@@ -70,30 +74,11 @@ def table_of(
     return Table.open(place)
 
 
-def training_rows(table: Table, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Row offsets (training, held out for selection). Reads the split column, never a label.
-
-    Rows of split ``train`` are used (all rows when no row has that split). Rows of ``validation`` or ``val`` are held
-    out when there are any, else a seeded share ``config.validation`` of the training rows.
-    """
-    rows = table.select("split = 'train'")
-    if not len(rows):
-        rows = table.select("split not in ('test', 'validation', 'val')")
-    if not len(rows):
-        raise InputError(f"{table.path} has no training rows; its split column must say 'train' somewhere")
-    held_out = table.select("split in ('validation', 'val')")
-    if len(held_out) or not config.validation:
-        return rows, held_out
-    order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(rows))
-    count = int(len(rows) * config.validation)
-    return np.sort(rows[order[count:]]), np.sort(rows[order[:count]])
-
-
 def given_labels(table: Table, rows: np.ndarray, given: str, modalities: Modalities) -> dict[str, torch.Tensor]:
     """The labels that ``--train.given`` names, int64 [N] by modality (a column, or RoMo's text files)."""
     if "=" not in given:
         if given == "label":
-            values = _codes(table)[rows]
+            values = class_codes(table)[rows]
         else:
             column = table.take(rows, [given])[given]
             if column.null_count:
@@ -124,13 +109,6 @@ def given_labels(table: Table, rows: np.ndarray, given: str, modalities: Modalit
     return labels
 
 
-def _codes(table: Table) -> np.ndarray:
-    """Class codes int64 by row offset. Only called for runs that ask for labels by name (``given``, ``pairs``)."""
-    codes = np.empty(len(table), dtype=np.int64)
-    codes[table.select()] = table.labels()[0]
-    return codes
-
-
 def _trainer(
     folder: RunFolder,
     table: Table,
@@ -142,34 +120,64 @@ def _trainer(
 ) -> Trainer:
     if train.threads:
         torch.set_num_threads(train.threads)
-    rows, held_out = training_rows(table, train)
-    torch.manual_seed(train.seed)
     info = find(name)
-    for modality, kind in table.modalities.items():
+    modalities = chosen_modalities(table, train)
+    for modality, kind in modalities.items():
         if kind.value not in info.kinds:
-            raise InputError(f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}")
-    method = info.cls(config, table.modalities, len(rows))
+            raise InputError(
+                f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}; "
+                "choose modalities with --train.modalities"
+            )
+    selection = select_rows(table, train, modalities, info.cls.complete)
+    torch.manual_seed(train.seed)
+    method = info.cls(config, modalities, len(selection.rows))
+    if train.start:
+        _start_from(Path(train.start), method, name)
     if train.given:
-        method.believe(given_labels(table, rows, train.given, table.modalities))
-    partners = None
-    if train.pairs == "class-shuffled":
-        codes = _codes(table)[rows]
-        second = list(table.modalities)[1]
-        partners = {second: shuffle_partners_within_class(rows, codes, train.seed)[0]}
-    return Trainer(folder, table, method, train, rows, held_out, partners, watch, quiet)
+        method.believe(given_labels(table, selection.rows, train.given, modalities))
+    return Trainer(folder, table, method, train, selection, watch, quiet)
+
+
+def _start_from(place: Path, method: Method, name: str) -> None:
+    """Networks and memories of another run into ``method``."""
+    other = RunFolder.open(place)
+    if other.config()["method"] != name:
+        raise InputError(f"--train.start {place} is a run of {other.config()['method']}, not of {name}")
+    load_model(_weights(other), method)
+
+
+def _weights(folder: RunFolder) -> Path:
+    """The final weights of a run, or those of its newest checkpoint."""
+    if folder.model_file.exists():
+        return folder.model_file
+    checkpoint = newest(folder.checkpoints)
+    if checkpoint is None:
+        raise InputError(f"{folder.path} has no weights yet; go on with: consilience train --resume {folder.path}")
+    return checkpoint / "model.safetensors"
+
+
+def settled(config: Any, table: Table) -> Any:
+    """The configuration with the sizes and the tokenizer that it leaves open as the Table has them."""
+    encoders = getattr(config, "encoders", None)
+    if encoders is None:
+        return config
+    known = {name: value for name, value in table.sizes.items() if not getattr(encoders, name)}
+    if encoders.text.startswith("hf:"):
+        known.pop("tokenizer", None)
+    return replace(config, encoders=replace(encoders, **known)) if known else config
 
 
 def _finish(folder: RunFolder, trainer: Trainer) -> Run:
     table = Table.open(trainer.table.path)
     if trainer.main:
-        _export_pseudo_labels(folder, table, trainer.rows)
+        _export_pseudo_labels(folder, table, trainer.rows, trainer.method.modalities)
     trainer.method.eval()
     return Run(folder, table, trainer.method)
 
 
-def _export_pseudo_labels(folder: RunFolder, table: Table, rows: np.ndarray) -> None:
+def _export_pseudo_labels(folder: RunFolder, table: Table, rows: np.ndarray, modalities: Modalities) -> None:
     """Readable pseudo-labels in the authors' text format (path, pseudo-label, -1 for the unknown truth)."""
-    for name in table.modalities:
+    for name in modalities:
         column = f"pseudo_{name}"
         provenance = table.provenance(column) if column in table.columns else None
         if provenance is None or provenance["run"] != str(folder.path.resolve()):
@@ -207,6 +215,7 @@ def train(
     table = table_of(data, out, on_bad_sample=on_bad_sample, kinds=kinds)
     folder = RunFolder(out)
     try:
+        config = settled(config, table)
         trainer = _trainer(folder, table, method, config, train, watch, quiet)
     except ConsilienceError:
         if fresh and table.path == out / "table" and rank() == 0:  # nothing half-done stays behind a refusal
@@ -216,12 +225,14 @@ def train(
         content = {
             "method": method,
             "data": str(table.path.resolve()),
-            "modalities": {name: kind.value for name, kind in table.modalities.items()},
+            "modalities": {name: kind.value for name, kind in trainer.method.modalities.items()},
             "samples": len(trainer.rows),
             "method_config": plain_values(config),
             "train": plain_values(train),
         }
         RunFolder.create(out, content, environment(train.seed, table.fingerprint()))
+        if trainer.selection.noise_index is not None:
+            write_noise_index(out / NOISE_INDEX, trainer.selection.noise_index)
     trainer.accelerator.wait_for_everyone()
     trainer.run()
     return _finish(folder, trainer)
@@ -258,13 +269,7 @@ def load(run: str | Path, device: str = "cpu") -> Run:
     info = find(content["method"])
     config: Any = build(info.cls.Config, content["method_config"])
     method = info.cls(config, folder.modalities(), content["samples"])
-    weights = folder.model_file
-    if not weights.exists():
-        checkpoint = newest(folder.checkpoints)
-        if checkpoint is None:
-            raise InputError(f"{run} has no weights yet; go on with: consilience train --resume {run}")
-        weights = checkpoint / "model.safetensors"
-    load_model(weights, method)
+    load_model(_weights(folder), method)
     table = Table.open(content["data"]) if is_table(content["data"]) else None
     if table is None:
         raise InputError(f"{content['data']}, the table of {run}, is gone; put it back or train again")

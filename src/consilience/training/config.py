@@ -43,6 +43,20 @@ class TrainConfig:
     pairs: Literal["true", "class-shuffled"] = "true"
     """class-shuffled pairs every sample with a random one of its class, as the authors' lists do: a label leak, kept
     to measure what it is worth."""
+    start: str | None = None
+    """Run folder whose networks and memories this run starts from, as from a warm-up; same method, sizes and data."""
+    modalities: str = ""
+    """Modalities to learn from, comma-separated (image,text); all of them when empty."""
+    corrupt: float = 0.0
+    """Share of the training pairs that are mismatched on purpose: their first modality is shuffled among them."""
+    noise_index: str | None = None
+    """File of mismatches in NCR's and PC2's format (.npy: for every training caption the image it is given)."""
+    trust: str | None = None
+    """Column with the trust in each training row, from 0 to 1 (``audit`` writes pair_trust)."""
+    trust_as: Literal["sample", "exclude"] = "sample"
+    """sample: a row takes part in that share of the epochs. exclude: rows below the threshold are left out."""
+    trust_threshold: float = 0.5
+    """Of ``trust_as`` exclude."""
 
     def __post_init__(self) -> None:
         for name, low in (("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1), ("workers", 0)):
@@ -50,5 +64,10 @@ class TrainConfig:
                 raise InputError(f"--train.{name} {getattr(self, name)}: expected {low} or more")
         if not 0 <= self.validation < 1:
             raise InputError(f"--train.validation {self.validation}: expected a share from 0 to below 1")
+        for name in ("corrupt", "trust_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--train.{name} {getattr(self, name)}: expected a share from 0 to 1")
+        if self.corrupt and self.noise_index:
+            raise InputError("--train.corrupt draws mismatches, --train.noise_index reads them; give one of them")
         if self.clip_norm < 0:
             raise InputError(f"--train.clip_norm {self.clip_norm}: expected 0 (off) or a positive norm")

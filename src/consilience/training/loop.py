@@ -18,20 +18,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from consilience.data.loader import Loader, read
+from consilience.data.loader import Loader
 from consilience.data.schema import Batch
 from consilience.data.table import Table
-from consilience.distributed import gather_rows, rank, world_size
+from consilience.distributed import rank, world_size
 from consilience.encoders.norm import synchronise
 from consilience.errors import ConsilienceError, InputError
-from consilience.methods.base import Beliefs, Encoded, Method, Phase, Progress
+from consilience.methods.base import Beliefs, Method, Phase, Progress
 from consilience.training.checkpoint import (
     Position,
     load_model,
@@ -42,7 +41,9 @@ from consilience.training.checkpoint import (
     save_model,
 )
 from consilience.training.config import TrainConfig
+from consilience.training.passes import TrainingSet, encode_rows
 from consilience.training.run import RunFolder
+from consilience.training.selection import Selection
 
 Watch = Callable[[Method, str, int], dict[str, float]]
 """Called after every epoch with (method, phase, epoch); what it returns is logged and never fed back."""
@@ -84,26 +85,6 @@ class _Step(nn.Module):
         return self.method.step(batch, progress)
 
 
-def encode_rows(method: Method, table: Table, rows: np.ndarray, device: torch.device, batch_size: int = 500) -> Encoded:
-    """Vectors of the given rows in evaluation mode, float32, on ``device``; every rank encodes a part and gets all."""
-    mine = np.array_split(rows, world_size())[rank()]
-    was_training = method.training
-    method.eval()
-    vectors: dict[str, list[Tensor]] = {name: [] for name in method.modalities}
-    present: dict[str, list[Tensor]] = {name: [] for name in method.modalities}
-    with torch.no_grad():
-        for batch in read(table, mine, method.decode, batch_size, modalities=tuple(method.modalities)):
-            moved = batch.to(device)
-            for name in method.modalities:
-                z = method.encode(moved, name).float()
-                vectors[name].append(z * moved.present[name][:, None])
-                present[name].append(moved.present[name])
-        joined = {name: gather_rows(torch.cat(parts)) for name, parts in vectors.items()}
-        masks = {name: gather_rows(torch.cat(parts)) for name, parts in present.items()}
-    method.train(was_training)
-    return Encoded(joined, masks)
-
-
 class Trainer:
     """One run in progress. Build it with everything resolved, then call :meth:`run`."""
 
@@ -113,14 +94,12 @@ class Trainer:
         table: Table,
         method: Method,
         config: TrainConfig,
-        rows: np.ndarray,
-        held_out: np.ndarray,
-        partners: dict[str, np.ndarray] | None,
+        selection: Selection,
         watch: Watch | None,
         quiet: bool,
     ) -> None:
         self.run_folder, self.table, self.config = run, table, config
-        self.rows, self.held_out, self.partners = rows, held_out, partners
+        self.selection, self.rows, self.held_out = selection, selection.rows, selection.held_out
         self.watch, self.quiet = watch, quiet
         # accelerate keeps the first precision for the whole process; a second run here may ask for another one
         AcceleratorState._reset_state()
@@ -133,6 +112,9 @@ class Trainer:
             raise InputError("--train.device cuda: torch sees no GPU; use --train.device cpu")
         synchronise(method)
         self.method = method.to(self.accelerator.device)
+        self._decoded: Loader | None = None
+        self._decoded = self._loader(0, 2 * world_size(), 0)
+        self.encode_all = TrainingSet(method, self._decoded, self.accelerator.device, config.seed)
         self.position = Position()
         self.stopping = False
         self.board = _board(run, config) if self.main else None
@@ -140,9 +122,6 @@ class Trainer:
     @property
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
-
-    def encode_all(self) -> Encoded:
-        return encode_rows(self.method, self.table, self.rows, self.accelerator.device)
 
     def run(self) -> None:
         """Train from the newest checkpoint (or the start) to the end; writes model.safetensors at last."""
@@ -167,25 +146,32 @@ class Trainer:
             save_model(self.run_folder.model_file, self.method)
         self.accelerator.wait_for_everyone()
 
-    def _phase(self, number: int, phase: Phase, last: bool, checkpoint: Path | None) -> None:
-        config, method = self.config, self.method
-        loader = Loader(
+    def _loader(self, number: int, batch_size: int, workers: int) -> Loader:
+        """Batches of phase ``number``; rows decoded for one phase serve the others."""
+        return Loader(
             self.table,
             self.rows,
-            method.decode,
-            phase.batch_size,
-            modalities=tuple(method.modalities),
-            seed=config.seed * 1009 + number,
+            self.method.decode,
+            batch_size,
+            modalities=tuple(self.method.modalities),
+            seed=self.config.seed * 1009 + number,
             shuffle=True,
             rank=rank(),
             world=world_size(),
-            workers=config.workers,
-            partners=self.partners,
+            workers=workers,
+            partners=self.selection.partners,
+            weights=self.selection.weights,
+            sharing=self._decoded,
         )
+
+    def _phase(self, number: int, phase: Phase, last: bool, checkpoint: Path | None) -> None:
+        config, method = self.config, self.method
+        loader = self._loader(number, phase.batch_size, config.workers)
         progress = Progress(number, phase.name, 0, 0.0, config.seed)
         for parameter in method.parameters():
             parameter.requires_grad_(False)
-        trained = [p for module in method.trained(phase.name) for p in module.parameters()]
+        frozen = {id(p) for m in method.modules() if getattr(m, "frozen", False) for p in m.parameters()}
+        trained = [p for module in method.trained(phase.name) for p in module.parameters() if id(p) not in frozen]
         for parameter in trained:
             parameter.requires_grad_(True)
         optimiser = phase.optimiser.build(trained)
@@ -259,7 +245,14 @@ class Trainer:
         record: dict[str, Any] = {"step": self.position.step, "phase": phase.name, "epoch": epoch}
         best = self.position.best
         if len(self.held_out):
-            seen = encode_rows(self.method, self.table, self.held_out, self.accelerator.device)
+            seen = encode_rows(
+                self.method,
+                self.table,
+                self.held_out,
+                self.accelerator.device,
+                partners=self.selection.held_out_partners,
+                represent=True,
+            )
             self.method.eval()
             record["agreement"] = self.method.agreement(seen)
             if last and (best is None or record["agreement"] > best):

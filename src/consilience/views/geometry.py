@@ -1,4 +1,5 @@
-"""Random geometry for images and point clouds, in batches, on the device of the tensors.
+"""Training views: one configuration and one entry for all kinds, and the random geometry of images and clouds,
+in batches, on the device of the tensors. Captions and features have theirs in :mod:`consilience.views.tokens`.
 
 A shift is in fractions of the half width (images span -1..1, clouds are normalised to the unit ball), angles
 are in degrees. Draws are keyed by sample (:mod:`consilience.views.keyed`).
@@ -17,6 +18,7 @@ from torch import Tensor
 from consilience.data.schema import Kind
 from consilience.errors import InputError
 from consilience.views.keyed import KeyedRandom
+from consilience.views.tokens import regions_view, tokens_view, vector_view
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class ViewConfig:
     """Image intensities are scaled by U[1 - contrast, 1 + contrast] about their mean."""
     jitter: float = 0.01
     """Standard deviation of the normal noise on every coordinate of clouds and mesh centres."""
+    mask: float = 0.1
+    """Share of tokens, regions or vector entries hidden."""
 
     def __post_init__(self) -> None:
-        for name in ("rotate", "turn", "scale", "shear", "shift", "contrast", "jitter"):
+        for name in ("rotate", "turn", "scale", "shear", "shift", "contrast", "jitter", "mask"):
             limit = 360 if name in ("rotate", "turn") else 1
             if not 0 <= getattr(self, name) < limit:
                 raise InputError(f"views.{name}={getattr(self, name)} is out of range; give 0 to below {limit}")
@@ -126,4 +130,10 @@ def view(value: Tensor, kind: Kind, index: Int64[Tensor, " b"], key: tuple[int, 
         return image_view(value, random, config)
     if kind is Kind.POINTS:
         return points_view(value, random, config)
+    if kind is Kind.TEXT:
+        return tokens_view(value, random, config.mask)
+    if kind is Kind.REGIONS:
+        return regions_view(value, random, config.mask)
+    if kind is Kind.VECTOR:
+        return vector_view(value, random, config.mask)
     return mesh_view(value, random, config)

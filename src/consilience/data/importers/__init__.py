@@ -7,16 +7,33 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from consilience.data.datasets import DATASETS, read_dataset
+from consilience.data.datasets import dataset_names, is_dataset, read_dataset
 from consilience.data.importers.folders import read_folders
+from consilience.data.importers.huggingface import is_huggingface, read_huggingface
 from consilience.data.importers.kaggle3d import FILES, read_kaggle3d
 from consilience.data.importers.manifest import SUFFIXES, read_manifest
 from consilience.data.importers.npz3d import KENNEY, MNIST, read_npz3d
+from consilience.data.importers.precomp import is_precomp, read_precomp
 from consilience.data.importers.romo_lists import LIST_NAME, read_romo_lists
+from consilience.data.importers.webdataset import SHARD, is_pattern, is_webdataset, read_webdataset
+from consilience.data.importers.wikipedia import WIKIPEDIA, read_wikipedia
 from consilience.data.reading import OnBadSample, Reading, write_reading
 from consilience.data.table import Table, is_table
+from consilience.data.text import split_spec
 from consilience.errors import InputError, unknown
 from consilience.files import new_folder
+
+FORMATS = (
+    f"manifests ({', '.join(SUFFIXES)})",
+    "folders with one sub-folder per modality",
+    "feature folders (*_ims.npy)",
+    f"WebDataset shards ({SHARD})",
+    "folders of Hugging Face datasets (save_to_disk, or Parquet shards)",
+    "RoMo's lists",
+    "3D MNIST (.h5)",
+    f"the archives {KENNEY}, {MNIST[0]} and {WIKIPEDIA}",
+)
+"""What :func:`open_source` understands, in words for error messages."""
 
 
 def import_table(
@@ -25,71 +42,112 @@ def import_table(
     *,
     kinds: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
+    captions: str | None = None,
     on_bad_sample: OnBadSample = "stop",
 ) -> Table:
     """Make a Table at ``destination`` from ``source``; nothing is left there when it fails.
 
-    ``source``: the name of an embedded data set, a Table's folder (copied, derived columns included), a
-    manifest (CSV, TSV, Parquet, JSON lines), a folder of modality folders, RoMo's lists, or one of the
-    archives of :mod:`~consilience.data.importers.kaggle3d` and :mod:`~consilience.data.importers.npz3d`.
-    ``kinds``: modality to ``rgb``, ``grey``, ``points`` or ``mesh``, where the inferred kind is not meant.
-    ``columns``: modality to column, for manifests. ``on_bad_sample``: every sample is decoded once; one
-    that cannot be stops the import, or its row is left out and listed in ``quarantine.jsonl``.
+    ``source``: the name of an embedded data set, a Table's folder (copied, derived columns included), or a
+    file or folder that one of the importers in :mod:`consilience.data.importers` understands: manifests,
+    folders of modality folders, precomputed features with captions, WebDataset shards, Hugging Face folders,
+    RoMo's lists and four published archives. ``kinds``: modality to kind, where the inferred one is not
+    meant. ``columns``: modality to column, for manifests and Hugging Face folders. ``tokenizer``: how
+    captions become tokens, see :func:`~consilience.data.reading.write_reading`. ``captions``: which caption
+    files of Noise of Web to read (``bpe``, ``bert``, ``jieba``). ``on_bad_sample``: every sample is decoded
+    once; one that cannot be stops the import, or its row is left out and listed in ``quarantine.jsonl``.
 
     Raises :class:`InputError` for a source that is not understood, a taken destination and bad samples.
     """
     destination = Path(destination)
-    if isinstance(source, str) and source in DATASETS:
+    if isinstance(source, str) and is_dataset(source):
+        if columns or captions:
+            raise InputError(
+                f"columns apply to manifests and captions to feature folders; {source} is an embedded data set"
+            )
         reading = read_dataset(source)
     elif is_table(source):
-        if kinds or columns:
-            raise InputError(f"{source} is a table already; kinds and columns apply to other sources")
+        if kinds or columns or tokenizer or captions:
+            raise InputError(f"{source} is a table already; kinds, columns, tokenizer, captions apply to other sources")
         return _copy(Table.open(source), destination)
     else:
-        reading = open_source(source, columns)
-        columns = None
-    if columns:
-        raise InputError(f"columns apply to manifests; {source} is an embedded data set")
-    return write_reading(reading, destination, kinds, on_bad_sample)
+        scheme, place = split_spec(tokenizer) if tokenizer and not tokenizer.startswith("fit-") else ("", "")
+        vocabulary = Path(place) if scheme in ("ids", "words") else None
+        reading = open_source(source, columns, captions=captions, vocabulary=vocabulary)
+    return write_reading(reading, destination, kinds, on_bad_sample, tokenizer=tokenizer)
 
 
-def open_source(source: str | Path, columns: Mapping[str, str] | None = None) -> Reading:
-    """The importer that understands the file or folder ``source``, opened on it."""
+def open_source(
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    captions: str | None = None,
+    vocabulary: Path | None = None,
+) -> Reading:
+    """The importer that understands the file or folder ``source``, opened on it. ``captions`` and
+    ``vocabulary``: see :func:`~consilience.data.importers.precomp.read_precomp`."""
     path = Path(source)
+    if is_pattern(path):
+        _no_options(path, columns, captions)
+        return read_webdataset(path)
     if not path.exists():
         if isinstance(source, str) and os.sep not in source and not path.suffix:
-            raise unknown("data set or path", source, DATASETS)
-        raise InputError(f"{path} does not exist; give a file, a folder, a table or one of {', '.join(DATASETS)}")
-    if path.is_file() and path.suffix in SUFFIXES:
-        return read_manifest(path, columns)
-    if path.is_dir() and (manifests := [p for p in sorted(path.iterdir()) if p.suffix in SUFFIXES]):
-        if len(manifests) > 1:
-            raise InputError(f"{path} has {len(manifests)} manifests; give one of them, such as {manifests[0]}")
+            raise unknown("data set or path", source, dataset_names())
+        raise InputError(
+            f"{path} does not exist; give a file, a folder, a table or one of {', '.join(dataset_names())}"
+        )
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if is_precomp(names):
+        _no_options(path, columns, None)
+        return read_precomp(path, vocabulary=vocabulary, captions=captions)
+    if is_huggingface(path, names):
+        _no_options(path, None, captions)
+        return read_huggingface(path, columns)
+    manifests = [path] if path.suffix in SUFFIXES and path.is_file() else []
+    manifests += [path / name for name in sorted(names) if Path(name).suffix in SUFFIXES]
+    if len(manifests) > 1:
+        raise InputError(f"{path} has {len(manifests)} manifests; give one of them, such as {manifests[0]}")
+    if manifests:
+        _no_options(path, None, captions)
         return read_manifest(manifests[0], columns)
+    _no_options(path, columns, captions)
+    return _open_folder(path, names) if path.is_dir() else _open_file(path)
+
+
+def _no_options(path: Path, columns: Mapping[str, str] | None, captions: str | None) -> None:
     if columns:
-        raise InputError(f"columns apply to manifests ({', '.join(SUFFIXES)}); {path} is none")
-    return _open_folder(path) if path.is_dir() else _open_file(path)
+        raise InputError(f"columns apply to manifests ({', '.join(SUFFIXES)}) and Hugging Face folders; {path} is none")
+    if captions:
+        raise InputError(f"captions apply to folders with token ids (*_caps_{captions}.txt); {path} is none")
 
 
 def _open_file(path: Path) -> Reading:
     if LIST_NAME.fullmatch(path.name):
         return read_romo_lists(path.parent)
+    if path.suffix == SHARD:
+        return read_webdataset(path)
+    if path.name == WIKIPEDIA:
+        return read_wikipedia(path)
     if path.suffix in (".h5", ".hdf5"):
         return read_kaggle3d(path)
     if path.suffix == ".npz":
         return read_npz3d(path)
-    known = ", ".join((*SUFFIXES, ".h5", ".npz"))
-    raise InputError(f"{path}: no importer for {path.suffix or 'a file without suffix'}; expected one of {known}")
+    raise InputError(
+        f"{path}: no importer for {path.suffix or 'a file without suffix'}; known are {'; '.join(FORMATS)}"
+    )
 
 
-def _open_folder(path: Path) -> Reading:
-    names = {entry.name for entry in path.iterdir()}
+def _open_folder(path: Path, names: set[str]) -> Reading:
     if any(LIST_NAME.fullmatch(name) for name in names):
         return read_romo_lists(path)
     if names & {KENNEY, MNIST[0]}:
         return read_npz3d(path)
     if names & set(FILES):
         return read_kaggle3d(path)
+    if WIKIPEDIA in names:
+        return read_wikipedia(path)
+    if is_webdataset(names):
+        return read_webdataset(path)
     return read_folders(path)
 
 

@@ -1,41 +1,55 @@
 """Manifests: CSV, Parquet and JSON lines with one row per sample, naming files or holding their bytes.
 
 Columns called ``id``, ``split`` and ``label`` (in any case) mean what they say. A column is a modality when
-it holds bytes of a known format (Parquet, also as ``{bytes, path}``), or when its values name files of a
-known suffix; paths count from the manifest's folder. Every other column is kept as it is.
+
+* it holds bytes of a known format (Parquet, also as ``{bytes, path}``), or its values name files of a known
+  suffix; paths count from the manifest's folder;
+* it holds text and is called caption, captions, text, title, description or sentence (in any case);
+* it holds lists of numbers and is called vector, embedding or features.
+
+Every other column is kept as it is. A column ``group`` of whole numbers says which rows show the same thing:
+rows of one group are correct partners of one another. Where a text cell is a list (JSON lines, Parquet),
+every text becomes a row with the other modalities repeated: ids ``NAME#0``, ``NAME#1``, and as ``group`` the
+row number in the manifest, unless the manifest has its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS, IMAGE_FORMATS, format_of
-from consilience.data.reading import Bad, Reading, text_or_none
+from consilience.data.reading import Bad, Reading, npy_bytes, text_or_none
 from consilience.data.schema import Kind
 from consilience.data.table import Row
 from consilience.errors import InputError, unknown
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+TEXT_NAMES = ("caption", "captions", "text", "title", "description", "sentence")
+VECTOR_NAMES = ("vector", "embedding", "features")
 _ROWS = 500
 _PEEK = 200
 
 
 def read_manifest(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
-    """Open a manifest. ``columns`` maps modality names to column names, instead of finding them by content.
+    """Open a manifest. ``columns`` maps modality names to column names, instead of finding them by content and
+    name; a column of strings that name no files holds captions, one of number lists holds vectors.
 
     Without an ``id`` column the row number (eight digits) is the id; without ``split`` every row is
     ``train``. An empty cell is a missing modality; a file that does not exist is a bad sample. Raises
-    :class:`InputError` for an unreadable manifest, unknown columns and a manifest without modalities.
+    :class:`InputError` for an unreadable manifest, unknown columns, a manifest without modalities, and lists
+    of texts in several columns or beside a ``group`` of another type.
     """
-    batches = _batches(path)
+    batches = _batches(path, set((columns or {}).values()))
     first = next(batches, None)
     if first is None or first.num_rows == 0:
         raise InputError(f"{path} has no rows; write one row per sample below the header")
@@ -49,25 +63,32 @@ def read_manifest(path: Path, columns: Mapping[str, str] | None = None) -> Readi
         chosen = dict(columns)
     else:
         found = (name for name in names if name not in own.values())
-        chosen = {_clean(name): name for name in found if _is_modality(name, peek, path.parent)}
+        chosen = {_clean(name): name for name in found if _is_modality(first.schema.field(name), peek, path.parent)}
     if not chosen:
         raise InputError(
-            f"{path}: no column names existing files or holds pictures or shapes ({', '.join(names)}); "
-            "paths count from the manifest's folder; name the columns with columns image=COLUMN"
+            f"{path}: no column names existing files or holds pictures, shapes, captions or vectors "
+            f"({', '.join(names)}); paths count from the manifest's folder; name the columns with columns image=COLUMN"
         )
     taken = {*chosen.values(), *own.values()}
-    scalars = {_clean(name): first.schema.field(name).type for name in names if name not in taken}
     scalar_columns = {_clean(name): name for name in names if name not in taken}
-    kinds = {name: _kind(name, column, peek) for name, column in chosen.items()}
+    scalars = {clean: first.schema.field(name).type for clean, name in scalar_columns.items()}
+    kinds = {name: _kind(name, first.schema.field(column), peek, path.parent) for name, column in chosen.items()}
+    several = [column for column in chosen.values() if _is_texts(first.schema.field(column).type)]
+    if several:
+        _check_lists(path, several, scalars)
+    listed = next(iter(several), None)
+    grouped = listed is not None and "group" not in scalars
+    layout = _Layout(path, own, chosen, kinds, scalar_columns)
 
     def rows() -> Iterator[Row | Bad]:
         number = 0
         for batch in _chain(first, batches):
             for entry in batch.to_pylist():
-                yield _row(entry, number, own, chosen, scalar_columns, path)
+                for name, cells in _spread(entry, layout.id(entry, number), listed):
+                    yield _row(layout, cells, name, number, {"group": number} if grouped else {})
                 number += 1
 
-    return Reading(str(path), kinds, rows(), scalars)
+    return Reading(str(path), kinds, rows(), scalars | ({"group": pa.int64()} if grouped else {}))
 
 
 def kind_of_format(name: str, form: str) -> Kind | None:
@@ -77,50 +98,81 @@ def kind_of_format(name: str, form: str) -> Kind | None:
     return Kind.MESH if "mesh" in name.lower() else Kind.POINTS
 
 
-def _row(
-    entry: dict[str, Any],
-    number: int,
-    own: Mapping[str, str | None],
-    chosen: Mapping[str, str],
-    scalars: Mapping[str, str],
-    path: Path,
-) -> Row | Bad:
-    def cell(role: str) -> str | None:
-        column = own[role]
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns of a manifest mean what."""
+
+    path: Path
+    own: Mapping[str, str | None]
+    chosen: Mapping[str, str]
+    kinds: Mapping[str, Kind | None]
+    scalars: Mapping[str, str]
+
+    def cell(self, entry: dict[str, Any], role: str) -> str | None:
+        column = self.own[role]
         return None if column is None else text_or_none(entry[column])
 
-    name = cell("id") or f"{number:08d}"
+    def id(self, entry: dict[str, Any], number: int) -> str:
+        return self.cell(entry, "id") or f"{number:08d}"
+
+
+def _spread(entry: dict[str, Any], name: str, listed: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and cells of the rows that a line of the manifest stands for: one, or one a text of its list."""
+    if listed is None:
+        yield name, entry
+        return
+    for place, text in enumerate(entry[listed] or [None]):
+        yield f"{name}#{place}", {**entry, listed: text}
+
+
+def _row(layout: _Layout, entry: dict[str, Any], name: str, number: int, extra: Mapping[str, Any]) -> Row | Bad:
+    path = layout.path
     values: dict[str, bytes | None] = {}
     origins: dict[str, str] = {}
-    for modality, column in chosen.items():
+    for modality, column in layout.chosen.items():
         value = entry[column]
         origin = f"{path.name}::{column}[{number}]"
         if isinstance(value, dict):
             origin = value.get("path") or origin
             value = value.get("bytes") or value.get("path")
+        if isinstance(value, list):
+            value = npy_bytes(np.array([np.nan if item is None else item for item in value], dtype=np.float32))
         if isinstance(value, str):
             if not value:
                 continue
-            origin = value
-            try:
-                value = (path.parent / value).read_bytes()
-            except OSError as error:
-                reason = f"{error.strerror or 'unreadable'} (row {number + 1} of {path.name})"
-                return Bad(name, modality, origin, reason)
+            if layout.kinds[modality] is Kind.TEXT:
+                value = value.encode()
+            else:
+                origin = value
+                try:
+                    value = (path.parent / value).read_bytes()
+                except OSError as error:
+                    reason = f"{error.strerror or 'unreadable'} (row {number + 1} of {path.name})"
+                    return Bad(name, modality, origin, reason)
         if value is not None:
             values[modality], origins[modality] = value, origin
     return Row(
         id=name,
-        split=cell("split") or "train",
-        label=cell("label"),
+        split=layout.cell(entry, "split") or "train",
+        label=layout.cell(entry, "label"),
         values=values,
         origins=origins,
-        scalars={clean: entry[column] for clean, column in scalars.items()},
+        scalars={clean: entry[column] for clean, column in layout.scalars.items()} | dict(extra),
     )
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Record batches of at most ``_ROWS`` rows; the text columns with a role are never read as numbers."""
+def _check_lists(path: Path, several: list[str], scalars: Mapping[str, pa.DataType]) -> None:
+    if len(several) > 1:
+        raise InputError(f"{path}: {' and '.join(several)} hold lists of texts; keep one, or join the other's lists")
+    if "group" in scalars and not pa.types.is_integer(scalars["group"]):
+        raise InputError(
+            f"{path}: column group is {scalars['group']}; {several[0]} needs whole numbers there, rename it"
+        )
+
+
+def _batches(path: Path, chosen: set[str]) -> Iterator[pa.RecordBatch]:
+    """Record batches of at most ``_ROWS`` rows; columns with a role, captions and the columns ``chosen`` by the
+    caller are never read as numbers."""
     try:
         if path.suffix == ".parquet":
             yield from pq.ParquetFile(path).iter_batches(batch_size=_ROWS)
@@ -130,7 +182,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         else:
             parse = pacsv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
             header = pacsv.open_csv(path, parse_options=parse).schema.names
-            text = {name: pa.string() for name in header if name.lower() in ("id", "split", "label")}
+            roles = ("id", "split", "label", *TEXT_NAMES)
+            text = {name: pa.string() for name in header if name.lower() in roles or name in chosen}
             convert = pacsv.ConvertOptions(column_types=text, strings_can_be_null=True)
             reader = pacsv.open_csv(path, parse_options=parse, convert_options=convert)
         for batch in reader:
@@ -171,15 +224,54 @@ def _peeked(column: str, peek: list[dict[str, Any]]) -> list[tuple[bytes, str]]:
     return cells
 
 
-def _is_modality(column: str, peek: list[dict[str, Any]], folder: Path) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_text(kind.value_type)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _is_modality(column: pa.Field, peek: list[dict[str, Any]], folder: Path) -> bool:
+    if _names_files(column.name, peek, folder):
+        return True
+    if column.name.lower() in TEXT_NAMES:
+        return _is_text(column.type) or _is_texts(column.type)
+    return column.name.lower() in VECTOR_NAMES and _is_vector(column.type)
+
+
+def _names_files(column: str, peek: list[dict[str, Any]], folder: Path) -> bool:
     cells = _peeked(column, peek)
     known = [bool(format_of(data, origin)) for data, origin in cells]
     if not cells or sum(known) < len(known) / 2:
         return False
-    return any(data or (folder / origin).is_file() for data, origin in cells)
+    return any(data or _is_file(folder / origin) for data, origin in cells)
 
 
-def _kind(name: str, column: str, peek: list[dict[str, Any]]) -> Kind | None:
-    forms = (format_of(data, origin) for data, origin in _peeked(column, peek))
+def _kind(name: str, column: pa.Field, peek: list[dict[str, Any]], folder: Path) -> Kind | None:
+    if _is_vector(column.type):
+        return Kind.VECTOR
+    if _is_texts(column.type):
+        return Kind.TEXT
+    cells = _peeked(column.name, peek)
     known = (*IMAGE_FORMATS, *ARRAY_FORMATS, *GEOMETRY_FORMATS)
-    return kind_of_format(name, next((form for form in forms if form in known), "png"))
+    form = next((form for data, origin in cells if (form := format_of(data, origin)) in known), "")
+    if not form and _is_text(column.type) and not any(_is_file(folder / origin) for _, origin in cells):
+        return Kind.TEXT
+    return kind_of_format(name, form or "png")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a caption can be longer than any file name, or hold a zero character
+        return False
