@@ -123,11 +123,13 @@ def gradients(name, kinds, config, phase, rows):
         method.borrowed.copy_(torch.arange(5).expand(2, 20, 5) + 5)
         method.borrowed[:, 10] += 3
         method.sureness.fill_(0.7)
-        method.texts.copy_(torch.nn.functional.normalize(torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(1)), dim=2))
+        texts = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(1))
+        method.texts.copy_(torch.nn.functional.normalize(texts, dim=2))
     losses = method.step(batch(kinds, rows), Progress(1, phase, 0, 0.7, 0))
     torch.stack(list(losses.values())).sum().backward()
     return {{n: p.grad for n, p in method.named_parameters() if p.grad is not None}}
-runs = [(*case, phase) for case in cases for phase in (("train",) if case[0] == "contrastive" else ("warmup", "clean", "full"))]
+phases = {{"contrastive": ("train",)}}
+runs = [(*case, phase) for case in cases for phase in phases.get(case[0], ("warmup", "clean", "full"))]
 alone = [gradients(*run, torch.arange(11)) for run in runs]
 dist.init_process_group("gloo")
 mine = torch.arange(6) if rank() == 0 else torch.arange(6, 11)
@@ -136,7 +138,8 @@ for run, expected in zip(runs, alone):
     assert found.keys() == expected.keys(), (run, found.keys() ^ expected.keys())
     for name, value in found.items():
         joined = sum_over_ranks(value) / world_size()
-        torch.testing.assert_close(joined, expected[name], atol=5e-5, rtol=2e-3, msg=lambda m: f"{{run}} {{name}}: {{m}}")
+        told = lambda text: f"{{run}} {{name}}: {{text}}"
+        torch.testing.assert_close(joined, expected[name], atol=5e-5, rtol=2e-3, msg=told)
 dist.destroy_process_group()
 """
     port = random.Random(os.getpid() + 3).randrange(20_000, 60_000)

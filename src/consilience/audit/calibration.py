@@ -19,8 +19,9 @@ from sklearn.isotonic import IsotonicRegression
 
 from consilience.errors import InputError
 
-_MEANS = np.arange(1.0, 8.01, 0.5)
-_SPREADS = (0.5, 1.0, 1.5, 2.0)
+# Normals of right pairs. Of mean 1 only that of spread 1: a narrow or a wide one there would take part of the null.
+_GRID = [(1.0, 1.0), *((mean, spread) for mean in np.arange(1.5, 8.01, 0.5) for spread in (0.5, 1.0, 1.5, 2.0))]
+_TAIL, _TAIL_FROM = np.array([0.98, 0.999]), 5000
 _ROUNDS, _ENOUGH = 400, 1e-7
 _BINS = 200  # EM runs on counts of this many bins of z, so that its cost does not grow with the data
 LEAST = 30
@@ -59,11 +60,18 @@ class Calibration:
 
 def on_null(scores: Float[np.ndarray, " n"], null: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
     """z of scores: standard normal quantile of the share of ``null`` scores below each, half of the equal ones counted;
-    bounded by what so many null scores can tell. NaN among ``null`` is left out, NaN among ``scores`` stays."""
+    beyond the highest thousandth of at least 5,000, z goes on with the slope it has between 0.98 and there, so that the
+    best pairs still differ. NaN among ``null`` is left out, NaN among ``scores`` stays."""
     null = np.sort(null[~np.isnan(null)])
     low, high = np.searchsorted(null, scores, "left"), np.searchsorted(null, scores, "right")
     share = ((low + high) / 2 + 0.5) / (len(null) + 1)
-    return np.asarray(np.where(np.isnan(scores), np.nan, norm.ppf(share)))
+    z = norm.ppf(share)
+    if len(null) >= _TAIL_FROM:
+        start, end = np.quantile(null, _TAIL)
+        low_z, high_z = norm.ppf(_TAIL)
+        if end > start:
+            z = np.where(scores > end, high_z + (scores - end) * (high_z - low_z) / (end - start), z)
+    return np.asarray(np.where(np.isnan(scores), np.nan, z))
 
 
 def calibrate(z: Float[np.ndarray, " n"], *, seed: int = 0, resamples: int = 60) -> Calibration:
@@ -93,8 +101,7 @@ def calibrate(z: Float[np.ndarray, " n"], *, seed: int = 0, resamples: int = 60)
 
 
 def _components(z: np.ndarray) -> np.ndarray:
-    grid = [(0.0, 1.0), *((mean, spread) for mean in _MEANS for spread in _SPREADS)]
-    return np.stack([norm.pdf(z, mean, spread) for mean, spread in grid], 1) + 1e-300
+    return np.stack([norm.pdf(z, mean, spread) for mean, spread in [(0.0, 1.0), *_GRID]], 1) + 1e-300
 
 
 def _em(parts: np.ndarray, counts: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Speed of judging pairs against the loops of the VSE++ and SGRAF line of code, re-expressed, in one run.
 
-Ranks: their way sorts the captions of every image and the images of every caption, and looks the true ones up in Python.
+Ranks: their way sorts the captions of every image and the images of every caption, and looks for the true ones.
 Shards: their way keeps all encodings in float64, padded to the longest caption and with each image once a caption, cuts
 them into shards of 100 x 100, and walks through the captions of a shard one by one.
 """
@@ -56,10 +56,10 @@ def run(*, repeats: int = 3, seed: int = 0, embed: int = 1024, images: int = IMA
         "seconds": {name: _spread(times, [1.0] * repeats) for name, times in seconds.items()},
         "megabytes": megabytes,
         "note": (
-            f"{repeats} interleaved repeats, seed {seed}, processor time, one torch thread. Ranks: {images} images with "
+            f"{repeats} interleaved repeats, seed {seed}, processor time, one torch thread. Ranks: {images} images, "
             f"{PER_IMAGE} captions each, float32; the loop was timed on {min(LOOP_IMAGES, images)} images and their "
             f"captions and scaled linearly. Shards: {SCORED[0]} images, {SCORED[1]} captions, E = {embed}, encoders "
-            "left out. Recalls agree exactly, scores to 1e-5."
+            "left out. Ranks agree but for chance ties, scores to 1e-5."
         ),
     }
 
@@ -77,8 +77,8 @@ def _ranks(repeats: int, seed: int, images: int) -> dict[str, list[float]]:
         seconds["loop"].append(took * images / some)
         ours = (result.image_to_text.rank[:some], result.text_to_image.rank[: some * PER_IMAGE])
         for side, found, expected in zip(("images", "captions"), ours, theirs, strict=True):
-            # float32 scores of a gallery this large coincide now and then; the loop breaks such ties by accident
-            if float((found - torch.tensor(expected)).abs().max()) > 5:
+            # float32 scores of a gallery this large coincide now and then: where two or three tie, ranks differ by 1
+            if float((found - torch.tensor(expected)).abs().max()) > 1:
                 raise ConsilienceError(f"ranks of {side} differ: timings of unequal work")
     return seconds
 

@@ -59,10 +59,12 @@ def reproduce(
         raise InputError(f"--seeds {seeds}: expected at least 1 (3 or more for an interval)")
     experiment = read_yaml(plan or method, "experiments")
     data = data or experiment["data"]
+    for key, values in (experiment.get("on", {}).get(Path(data).name) or {}).items():
+        experiment[key] = _over(experiment.get(key) or {}, values)
     began = time.monotonic()
     table = table_of(data, out)
     rows = table.select("split = 'train'")
-    common = {**_given(table, experiment), **(method_config or {})}
+    common = _over({**_given(table, experiment), **experiment.get("method_config", {})}, method_config or {})
     factor = max(1, math.ceil(experiment.get("enough", _ENOUGH) / max(1, len(rows))))
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):

@@ -59,11 +59,11 @@ class PC2Config:
     """Networks of the modalities and their input sizes."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Strength of the augmentation (paper: none)."""
-    warmup_epochs: int = 5
+    warmup_epochs: int = 3
     """Epochs on all pairs (paper: 5; NoW: 10)."""
-    clean_epochs: int = 5
+    clean_epochs: int = 4
     """Co-training epochs on the clean part alone, a second warm-up (paper: 25)."""
-    full_epochs: int = 5
+    full_epochs: int = 8
     """Co-training epochs in which noisy images borrow captions (paper: 25)."""
     batch_size: int = 100
     """Pairs a step over all processes (paper: 128)."""

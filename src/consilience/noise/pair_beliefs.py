@@ -1,4 +1,4 @@
-"""What several networks believe of every training pair: right or wrong, stable or not, and how it was last classified."""
+"""What several networks believe of every training pair: how well it fits, and whether it is right."""
 
 from __future__ import annotations
 

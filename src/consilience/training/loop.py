@@ -31,6 +31,7 @@ from consilience.distributed import rank, world_size
 from consilience.encoders.norm import synchronise
 from consilience.errors import ConsilienceError, InputError
 from consilience.methods.base import Beliefs, Method, Phase, Progress
+from consilience.training.allocator import keep_freed_memory
 from consilience.training.checkpoint import (
     Position,
     load_model,
@@ -125,6 +126,8 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the newest checkpoint (or the start) to the end; writes model.safetensors at last."""
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         checkpoint = newest(self.run_folder.checkpoints)
         if checkpoint is not None:
             self.position = load_position(checkpoint)
