@@ -47,7 +47,9 @@ test: $(ENV)
 bench: $(ENV)
 	mkdir -p benchmarks/results
 	$(BIN)/consilience bench evaluation -o benchmarks/results/evaluation.json
+	$(BIN)/consilience bench matching -o benchmarks/results/matching.json
 	$(BIN)/consilience bench romo -o benchmarks/results/romo.json
+	$(BIN)/consilience bench sgraf -o benchmarks/results/sgraf.json
 
 docs: $(DOCS)
 	$(BIN)/zensical build --clean --strict

@@ -25,15 +25,23 @@ _WHERE = {
     "evaluate": "consilience.evaluation.evaluate",
     "reproduce": "consilience.evaluation.reproduce",
     "RoMoConfig": "consilience.methods.romo",
+    "PC2Config": "consilience.methods.pc2",
+    "NCRConfig": "consilience.methods.ncr",
+    "ContrastiveConfig": "consilience.methods.contrastive",
+    "audit": "consilience.audit.api",
     "CommonSpace": "consilience.training.estimator",
 }
 __all__ = [
     "CommonSpace",
+    "ContrastiveConfig",
+    "NCRConfig",
+    "PC2Config",
     "RoMoConfig",
     "Run",
     "Table",
     "TrainConfig",
     "__version__",
+    "audit",
     "build_index",
     "check",
     "embed",
@@ -47,12 +55,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from consilience.audit.api import audit
     from consilience.data.check import check
     from consilience.data.importers import import_table
     from consilience.data.table import Table
     from consilience.embedding.job import embed
     from consilience.evaluation.evaluate import evaluate
     from consilience.evaluation.reproduce import reproduce
+    from consilience.methods.contrastive import ContrastiveConfig
+    from consilience.methods.ncr import NCRConfig
+    from consilience.methods.pc2 import PC2Config
     from consilience.methods.romo import RoMoConfig
     from consilience.search.search import build_index, search
     from consilience.training.api import Run, load, resume, train

@@ -12,6 +12,7 @@ import yaml
 from scipy.stats import t as student
 
 import consilience.evaluation.reproduce as experiment
+from consilience.data.schema import Kind
 from tests.cli.conftest import Cli
 
 EPOCHS = {"warmup_epochs": 1, "annotate_epochs": 1, "robust_epochs": 1, "batch_size": 16, "width": 8}
@@ -90,7 +91,7 @@ def test_the_answer(cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "trained minus untrained (no step)" in report
     text = cli(*words, "--seeds", "2").out
     verdict = "holds" if found["holds"] else "not shown"
-    assert f"training helps: margin {found['margin']['mean']:+.3f}" in text
+    assert f"trained over untrained (no step): margin {found['margin']['mean']:+.3f}" in text
     assert f": {verdict}\n" in text
     assert f"report  {out / 'report.html'}" in text
     assert "--seeds 3 goes on from what is there" in cli(*words, "--seeds", "1").out
@@ -134,6 +135,55 @@ def test_it_needs_labels_and_a_test_split(cli: Cli, tmp_path: Path, plan: None) 
     assert "pass \"split = 'test'\"; name a split that exists" in answer.err
 
 
+SETTINGS: dict[str, Any] = {
+    "method": "pc2",
+    "data": "mnist3d",
+    "metric": "rsum",
+    "figure": "rsum",
+    "claim": "believing less helps",
+    "enough": 1,
+    "settings": {"none": None, "half": {"train": {"corrupt": 0.5}}},
+    "margins": [
+        {"of": "robust", "over": "plain", "at": ["half"]},
+        {"of": "robust", "over": "plain"},
+    ],
+    "on": {"pairs": {"train": {"modalities": "image,points"}}},
+    "entries": {
+        "robust": {"method_config": {"warmup_epochs": 1, "clean_epochs": 1, "full_epochs": 1, "batch_size": 16}},
+        "plain": {"method": "contrastive", "method_config": {"epochs": 3, "batch_size": 16}},
+    },
+}
+
+
+def test_settings_margins_and_other_methods(
+    cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ratios of noise, two methods, one seed; the options of a data set reach every entry."""
+    monkeypatch.setattr(experiment, "read_yaml", lambda name, folder: json.loads(json.dumps(SETTINGS)))
+    data = table.rename(table.with_name("pairs"))
+    answer = cli("reproduce", "pc2", "--data", data, "-o", tmp_path / "out", "--seeds", "1", "--quiet", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    found = answer.json
+    assert found["entries"] == ["robust at none", "plain at none", "robust at half", "plain at half"]
+    pairs = [(margin["of"], margin["over"]) for margin in found["margins"]]
+    assert pairs == [
+        ("robust at none", "plain at none"),
+        ("robust at half", "plain at half"),
+        ("robust at half", "plain at half"),
+    ]
+    assert found["margin"] == found["margins"][0]
+    assert found["holds"] is False
+    runs = tmp_path / "out" / "runs"
+    for name, method, ratio in (("robust-at-none", "pc2", 0.0), ("plain-at-half", "contrastive", 0.5)):
+        config = yaml.safe_load((runs / f"{name}-0" / "config.yaml").read_text())
+        assert (config["method"], config["train"]["corrupt"]) == (method, ratio)
+        assert config["train"]["modalities"] == "image,points"
+    assert (runs / "robust-at-half-0" / "noise_index.npy").exists()
+    assert not (runs / "robust-at-none-0" / "noise_index.npy").exists()
+    assert 0 <= found["results"]["robust at half: noise, auroc"]["mean"] <= 1
+    assert found["results"]["robust at half"]["values"] != found["results"]["robust at none"]["values"]
+
+
 def test_the_shipped_plan_compares_entries_that_exist() -> None:
     from consilience.methods.registry import find
     from consilience.training.config import TrainConfig
@@ -141,10 +191,21 @@ def test_the_shipped_plan_compares_entries_that_exist() -> None:
 
     shipped = read_yaml("romo", "experiments")
     assert {shipped["margin"]["of"], shipped["margin"]["over"]} <= set(shipped["entries"])
-    budgets = {}
+    budgets: dict[str, int] = {}
     for name, entry in shipped["entries"].items():
         config = merge(find("romo").cls.Config(), (entry or {}).get("method_config", {}))
         merge(TrainConfig(), (entry or {}).get("train", {}))
         budgets[name] = config.warmup_epochs + config.annotate_epochs + config.robust_epochs
     assert budgets.pop("untrained") == 0
     assert len(set(budgets.values())) == 1
+    shipped = read_yaml("pc2", "experiments")
+    for margin in shipped["margins"]:
+        assert {margin["of"], margin["over"]} <= set(shipped["entries"])
+        assert set(margin["at"]) <= set(shipped["settings"])
+    budgets = {}
+    for name, entry in shipped["entries"].items():
+        config = merge(find(entry.get("method", "pc2")).cls.Config(), entry["method_config"])
+        budgets[name] = sum(value for key, value in vars(config).items() if key.endswith("epochs"))
+        method: Any = find(entry.get("method", "pc2")).cls(config, {"a": Kind.VECTOR, "b": Kind.VECTOR}, 4)
+        assert len(method.peers) == 2
+    assert set(budgets.values()) == {12}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from consilience.data import sizes
 from consilience.data.check import check
 from consilience.data.decode import DecodeConfig
 from consilience.data.features import reference
@@ -75,6 +76,18 @@ def test_regions_are_measured_in_bytes_and_in_references(tmp_path: Path) -> None
     report = check(table).modalities["image"]
     assert (report.kind, report.formats) == ("regions", {"npy": 1, "reference": 2})
     assert (report.smallest, report.largest) == ([3, 6], [5, 6])
+
+
+def test_rows_that_repeat_a_picture_prove_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array, proved = tmp_path / "ims.npy", []
+    np.save(array, np.ones((2, 5, 6), np.float32))
+    one = sizes.prove
+    monkeypatch.setattr(sizes, "prove", lambda data, *more: proved.append(data) or one(data, *more))
+    rows = (Row(f"r{i}", "train", {"image": reference(array, i // 5)}, {}) for i in range(10))
+    table = write_reading(Reading("s", {"image": Kind.REGIONS}, rows), tmp_path / "t", None, "stop")
+    assert proved == [reference(array, 0), reference(array, 1)]
+    assert len(table) == 10
+    assert table.sizes == {"regions": 5, "region_width": 6}
 
 
 @pytest.mark.parametrize("request_", ["fit-words", "fit-bpe:280"])

@@ -110,6 +110,21 @@ def test_replacing_a_column_changes_type_and_keeps_the_others(table: Table) -> N
     assert reopened.take(every, ["image"])["image"].to_pylist() == images
 
 
+def test_columns_are_replaced_in_any_company(table: Table) -> None:
+    """Lance numbers fields and refuses a number that a dropped field has had: several at once, one of them alone, all
+    again, with another type, many times."""
+    every = np.arange(37)
+    for turn, names in enumerate([("a", "b", "c"), ("a",), ("a", "b", "c"), ("c", "b"), ("b",), ("a", "d"), ("d",)] * 2):
+        values = {name: np.full((37, 3), turn * 1.0) if turn % 3 == 2 else every + turn for name in names}
+        table.write_columns(every, values, {"turn": turn})
+        for name in names:
+            found = Table.open(table.path).column(name)
+            assert (found[5] == (turn if turn % 3 == 2 else 5 + turn)).all()
+            assert table.provenance(name) == {"turn": turn}
+    assert not [name for name in table.columns if name.startswith("__")]
+    assert Table.open(table.path).column("label").tolist() == table.column("label").tolist()
+
+
 def test_binary_codes_round_trip(table: Table) -> None:
     codes = np.random.default_rng(0).integers(0, 256, (37, 8), dtype=np.uint8)
     table.write_columns(np.arange(37), {"code": codes}, {})

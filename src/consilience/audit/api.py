@@ -22,7 +22,6 @@ from consilience.data.corrupt import corrupt_table
 from consilience.data.table import Table, is_table
 from consilience.errors import InputError, unknown
 from consilience.files import make_folder, write_json
-from consilience.methods.registry import find
 from consilience.training.api import Run, load, table_of
 from consilience.training.config import TrainConfig
 from consilience.training.run import commit
@@ -84,7 +83,7 @@ def audit(
             table,
             out,
             method=method,
-            config=find(method).cls.Config() if config is None else config,
+            config=config,
             options=options,
             folds=folds,
             where=where,

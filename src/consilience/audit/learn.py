@@ -27,6 +27,9 @@ from consilience.training.passes import encode_rows
 from consilience.training.run import RunFolder, plain_values
 from consilience.training.selection import select_rows
 
+ENOUGH = 2000
+"""Pairs below which the defaults of a method mean more epochs, so that small data get as many steps."""
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -42,7 +45,7 @@ def train_judges(
     out: Path,
     *,
     method: str,
-    config: Any,
+    config: Any | None,
     options: TrainConfig,
     folds: int,
     where: str | None,
@@ -50,6 +53,7 @@ def train_judges(
 ) -> list[Judge]:
     """Train on the training rows (those that pass ``where``): once (``folds`` 1), or for each fold without it.
 
+    Without ``config`` the method's defaults, with epochs multiplied where a run learns from fewer than 2,000 pairs.
     Finished runs below ``out`` are reused, unfinished ones resumed. Which rows a run of several learns from is written
     to columns ``audit_learn_<k>`` of the Table. Raises InputError when a run there has other options, or when there
     are fewer rows than folds.
@@ -61,6 +65,9 @@ def train_judges(
     rows = np.sort(np.concatenate([whole.rows, whole.held_out])) if options.validation else whole.rows
     chosen = rows[np.isin(rows, table.select(where))]
     fold = _folds(table, chosen, folds, options.seed)
+    if config is None:
+        pairs = len(chosen) * (folds - 1) // folds if folds > 1 else len(chosen)
+        config = _more_epochs(find(method).cls.Config(), -(-ENOUGH // max(1, pairs)))
     judges = []
     for number in range(folds):
         mine = chosen[fold != number] if folds > 1 else chosen
@@ -78,6 +85,11 @@ def train_judges(
         place = out / ("run" if folds == 1 else f"run-{number + 1}-of-{folds}")
         judges.append(Judge(_train(table, place, method, config, own, quiet), index[mine]))
     return judges
+
+
+def _more_epochs(config: Any, factor: int) -> Any:
+    """A configuration with the epochs of all phases multiplied."""
+    return replace(config, **{name: value * factor for name, value in vars(config).items() if name.endswith("epochs")})
 
 
 def judge_of(run: Run, table: Table) -> Judge:

@@ -5,61 +5,71 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from sklearn.isotonic import IsotonicRegression
 
-from consilience.audit.calibration import Calibration, on_null
-from consilience.audit.fit import null_pairs, pair_fit
 from consilience.audit.graph import Graph
 
 CLEAR = 0.5
 """Least probability of a better partner, seen from either side."""
-_KNOTS = 2048
+TRIALS = 4000
+"""Trusted rows at most on which the choice of a partner is rehearsed."""
 _BLOCK_BYTES = 64 << 20
 
 
 def better_partners(
-    graph: Graph, a: str, b: str, rows: Int64[np.ndarray, " m"], fit: Calibration, seed: int
+    graph: Graph, a: str, b: str, rows: Int64[np.ndarray, " m"], trusted: Int64[np.ndarray, " t"], seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """For every row the row whose ``b`` belongs to its ``a``, or -1, and the probability of that.
 
-    ``rows``: positions of distrusted pairs; both ends are taken from them. A sample has one right partner among the m
-    or none, either with probability 1/2 at first; fits become likelihood ratios of right to wrong pairs (the fitted
-    mixture's), so P(j) = L_j / (m + sum of L). A partner counts when each is the other's best and P is at least 1/2
-    from both sides; the lower of the two is returned.
+    ``rows``: positions of distrusted pairs; both ends are taken from them. A candidate is the best fit (CSLS) of both
+    sides; how sure it is depends on its lead over the second best. What a lead is worth is learnt on ``trusted`` pairs:
+    each looks for its partner among the distrusted rows, once with the partner among them, once without, either being
+    as likely at first; the share of right choices, rising with the lead, is the probability. A partner counts when it
+    reaches :data:`CLEAR` from both sides; the lower probability is returned.
     """
     partner, probability = np.full(graph.rows, -1, dtype=np.int64), np.zeros(graph.rows)
-    wrong, others = null_pairs(graph, a, b, seed)
-    m = len(rows)
-    if m < 2 or not len(wrong):
+    if len(rows) < 3 or len(trusted) < 30:
         return partner, probability
-    null = np.sort(pair_fit(graph, a, b, wrong, others))
-    span = float(null[-1] - null[0])
-    knots = np.linspace(null[0] - span, null[-1] + span, _KNOTS)
-    of_wrong, of_all = fit.density(on_null(knots, null))
-    ratio = np.maximum.accumulate(np.maximum(of_all - of_wrong, 0) / np.maximum(of_wrong, 1e-300))
-    share = min(max(fit.noise_ratio, 1e-3), 1 - 1e-3)
-    ratio *= share / (1 - share)  # the densities come weighted by their shares
-    forth, back = graph.across(a, b), graph.across(b, a)
-    left, right = graph.vectors[a][rows], graph.vectors[b][rows]
-    groups = graph.groups.numpy()[rows]
-    row_sum, row_best, row_place = np.zeros(m), np.zeros(m), np.full(m, -1)
-    col_sum, col_best, col_place = np.zeros(m), np.zeros(m), np.full(m, -1)
-    for part in torch.split(torch.arange(m), max(1, _BLOCK_BYTES // (16 * m))):
-        here = part.numpy()
-        score = (left[part] @ right.T).double().numpy()
-        score = 2 * score - forth.hubness[rows[here], None] - back.hubness[None, rows]
-        found = np.interp(score, knots, ratio)
-        found[groups[here][:, None] == groups[None]] = 0
-        tied = found + 1e-9 * found.max(initial=1e-300) * score  # beyond the last knot the fit decides
-        row_sum[here], row_place[here] = found.sum(1), tied.argmax(1)
-        row_best[here] = found[np.arange(len(here)), row_place[here]]
-        best = tied.argmax(0)
-        value = tied[best, np.arange(m)]
-        higher = value > col_best
-        col_sum += found.sum(0)
-        col_best, col_place = np.where(higher, value, col_best), np.where(higher, here[best], col_place)
-    mutual = col_place[row_place] == np.arange(m)
-    sure = np.minimum(row_best / (m + row_sum), row_best / (m + col_sum[row_place]))
-    chosen = mutual & (sure >= CLEAR)
-    partner[rows[chosen]] = rows[row_place[chosen]]
-    probability[rows[chosen]] = sure[chosen]
+    if len(trusted) > TRIALS:
+        trusted = np.sort(np.random.default_rng(seed).permutation(trusted)[:TRIALS])
+    place, sure = _choice(graph, a, b, rows, trusted)
+    back, sure_back = _choice(graph, b, a, rows, trusted)
+    chance = np.minimum(sure, sure_back[place])
+    chosen = (back[place] == np.arange(len(rows))) & (chance >= CLEAR)
+    partner[rows[chosen]] = rows[place[chosen]]
+    probability[rows[chosen]] = chance[chosen]
     return partner, probability
+
+
+def _choice(
+    graph: Graph, a: str, b: str, rows: np.ndarray, trusted: np.ndarray
+) -> tuple[Int64[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Best place in ``rows`` for each of them, and how probably it is right."""
+    place, best, second = _best_two(graph, a, b, rows, rows)
+    _, first, next_ = _best_two(graph, a, b, trusted, rows)
+    own = 2 * graph.across(a, b).own[trusted].astype(np.float64)
+    own -= graph.across(a, b).hubness[trusted] + graph.across(b, a).hubness[trusted]
+    found = own > first
+    leads = np.concatenate([np.where(found, own - first, first - np.maximum(own, next_)), first - next_])
+    right = np.concatenate([found, np.zeros(len(trusted), dtype=bool)])
+    fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(leads, right)
+    return place, np.asarray(fit.predict(best - second))
+
+
+def _best_two(
+    graph: Graph, a: str, b: str, asking: np.ndarray, rows: np.ndarray
+) -> tuple[Int64[np.ndarray, " q"], Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """Of every asking row's ``a``: place in ``rows`` of the best fitting ``b`` of another group, its fit, and the
+    second best fit."""
+    forth, back = graph.across(a, b).hubness, graph.across(b, a).hubness
+    right, groups = graph.vectors[b][rows], graph.groups.numpy()
+    places, first, second = [], [], []
+    for part in np.array_split(asking, -(-len(asking) * 16 * len(rows) // _BLOCK_BYTES)):
+        score = 2 * (graph.vectors[a][part] @ right.T).double() - torch.from_numpy(back[rows])[None]
+        score[torch.from_numpy(groups[part][:, None] == groups[rows][None])] = -4.0
+        value, index = score.topk(2, 1)
+        hub = forth[part]
+        places.append(index[:, 0].numpy())
+        first.append(value[:, 0].numpy() - hub)
+        second.append(value[:, 1].numpy() - hub)
+    return np.concatenate(places), np.concatenate(first), np.concatenate(second)

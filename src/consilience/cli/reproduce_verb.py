@@ -22,7 +22,7 @@ def run(
         data: A data set's name, a Table or a source; default the experiment's own.
         seeds: Number of seeds; fewer than 2 give no interval.
         out: Folder of the experiment (-o); default runs/reproduce-METHOD-DATA. Finished entries found there are reused.
-        plan: The experiment: a YAML file or the name of one that ships (romo, romo-ablations); default the method's.
+        plan: The experiment: a YAML file or the name of one that ships (romo-ablations, say); default the method's.
         set: Method options under every entry alike: encoders.image_size=64,batch_size=50.
     """
     import yaml
@@ -47,9 +47,11 @@ def show(result: dict[str, Any]) -> None:
         low, high = entry["ci95"]
         spread = "" if low is None else f" [{low:.3f}, {high:.3f}]"
         print(f"{name:<52} {entry['mean']:.3f}{spread}")
-    margin = result["margin"]
-    spread = "no interval" if margin["ci95"][0] is None else "[{:+.3f}, {:+.3f}]".format(*margin["ci95"])
-    print(f"{result['claim']}: margin {margin['mean']:+.3f} {spread}: {'holds' if result['holds'] else 'not shown'}")
+    print(f"{result['claim']}:")
+    for margin in result["margins"]:
+        spread = "no interval" if margin["ci95"][0] is None else "[{:+.3f}, {:+.3f}]".format(*margin["ci95"])
+        verdict = "holds" if margin["holds"] else "not shown"
+        print(f"  {margin['of']} over {margin['over']}: margin {margin['mean']:+.3f} {spread}: {verdict}")
     if result["margin"]["ci95"][0] is None:
         print("an interval needs more than one seed: --seeds 3 goes on from what is there")
     print(f"report  {result['report']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 import lance
@@ -9,6 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from consilience.errors import InputError
+
+_ASIDE = "__old_"
+_NAME = b"\x12"  # tag of the message's second field, a string; its length follows
+_NOTHING: Mapping[str, str] = {}
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:
@@ -40,25 +45,29 @@ def as_matrix(name: str, values: pa.FixedSizeListArray) -> np.ndarray:
 def merge_columns(data: Any, addition: pa.Table) -> Any:
     """Left-join ``addition`` on ``index`` as one commit, replacing columns of the same name.
 
-    Lance refuses to merge a column that exists, and dropping it first would be a second commit. The drop is
-    therefore done on a detached version, which no reader ever sees, and only the final fragments are
-    committed.
+    Lance refuses to merge a column that exists, and dropping it first would be a second commit. Replaced columns
+    are therefore set aside under another name on a detached version, which no reader ever sees, and only the final
+    fragments are committed, under a schema without them. Set aside rather than dropped, because Lance numbers new
+    fields above those it knows, and refuses a number that a dropped field has had.
     """
     replaced = set(addition.column_names) & set(data.schema.names) - {"index"}
+    aside = {name: f"{_ASIDE}{name}" for name in replaced}
     base = data
     if replaced:
-        project = lance.LanceOperation.Project(_without(data.lance_schema, replaced))
+        project = lance.LanceOperation.Project(_schema(data.lance_schema, renamed=aside))
         base = lance.LanceDataset.commit(data, project, read_version=data.version, detached=True)
     merged = [fragment.merge(addition, left_on="index") for fragment in base.get_fragments()]
-    operation = lance.LanceOperation.Merge([fragment for fragment, _ in merged], merged[0][1])
+    schema = _schema(merged[0][1], without=set(aside.values()))
+    operation = lance.LanceOperation.Merge([fragment for fragment, _ in merged], schema)
     return lance.LanceDataset.commit(data, operation, read_version=data.version)
 
 
-def _without(schema: Any, names: set[str]) -> Any:
-    """The Lance schema minus some top-level fields, with the field numbers of the others kept.
+def _schema(schema: Any, *, without: Set[str] = frozenset(), renamed: Mapping[str, str] = _NOTHING) -> Any:
+    """The Lance schema with some top-level fields left out or renamed, and all field numbers kept.
 
     Field numbers tie columns to data files and pyarrow schemas do not carry them, so the schema is rebuilt
-    from its own pickled form (one entry per field, children after their parent).
+    from its own pickled form: one protobuf message per field, children after their parent, the name as the
+    first string in it.
     """
 
     def width(entry: Any) -> int:
@@ -68,7 +77,19 @@ def _without(schema: Any, names: set[str]) -> Any:
     kept: list[bytes] = []
     at = 0
     for entry in schema.fields():
-        if entry.name() not in names:
-            kept += entries[at : at + width(entry)]
+        own = list(entries[at : at + width(entry)])
         at += width(entry)
+        if entry.name() in without:
+            continue
+        if entry.name() in renamed:
+            before, after = (
+                _NAME + bytes([len(n.encode())]) + n.encode() for n in (entry.name(), renamed[entry.name()])
+            )
+            own[0] = own[0].replace(before, after, 1)
+        kept += own
     return rebuild(metadata, *kept)
+
+
+def _named(name: str) -> bytes:
+    """How the message spells a field's name (names have fewer than 128 bytes)."""
+    return _NAME + bytes([len(name.encode())]) + name.encode()

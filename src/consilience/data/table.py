@@ -303,8 +303,9 @@ class Table:
             raise unknown(f"column of {self._path}", column, self._data.schema.names)
 
     def _check_name(self, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in _OWN or name.startswith("_row"):
-            raise InputError(f"{name!r} cannot name a column; use letters, digits and _, and none of {_OWN}")
+        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name)
+        if not plain or name in _OWN or name.startswith(("_row", "__")):
+            raise InputError(f"{name!r} cannot name a column; use up to 100 letters, digits and _, and none of {_OWN}")
 
 
 def is_table(path: str | Path) -> bool:

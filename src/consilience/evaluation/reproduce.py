@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 from consilience.data.table import Table
 from consilience.errors import InputError
-from consilience.evaluation.evaluate import evaluate, labelled_rows, mean_map
+from consilience.evaluation.evaluate import chosen_rows, evaluate, labelled_rows, mean_map
 from consilience.evaluation.figures import bars
 from consilience.evaluation.report import Report
 from consilience.evaluation.stats import paired_difference, t_interval
@@ -63,6 +63,7 @@ def reproduce(
         experiment[key] = _over(experiment.get(key) or {}, values)
     began = time.monotonic()
     table = table_of(data, out)
+    chosen_rows(table, "split = 'test'")  # nothing to be judged by is found out before anything is trained
     rows = table.select("split = 'train'")
     common = _over({**_given(table, experiment), **experiment.get("method_config", {})}, method_config or {})
     factor = max(1, math.ceil(experiment.get("enough", _ENOUGH) / max(1, len(rows))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -178,3 +179,7 @@ class Method(nn.Module, ABC):
     def believe(self, labels: Mapping[str, Tensor]) -> None:
         """Take the given labels, int64 [N] by modality, instead of own pseudo-labels."""
         raise InputError(f"{type(self).__name__} takes no given labels; drop --train.given")
+
+    def load_released(self, path: Path) -> None:
+        """Start from a checkpoint of the authors' own program instead of a run."""
+        raise InputError(f"{type(self).__name__} has no released checkpoints to read; give a run folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Batch, Modalities
 from consilience.heads.matching import Peers
+from consilience.heads.released import load_released
 from consilience.methods.base import Encoded, Method
 from consilience.noise.agreement import reciprocal_rank_of_scores
 
@@ -47,3 +49,7 @@ class PairMethod(Method):
         """Mean reciprocal rank of the given partner."""
         first, second = self.peers.names
         return reciprocal_rank_of_scores(self.score(held_out.vectors[first], held_out.vectors[second], (first, second)))
+
+    def load_released(self, path: Path) -> None:
+        """Networks of SGRAF, NCR or PC2; InputError where they do not fit, see :mod:`consilience.heads.released`."""
+        load_released(path, self.peers)

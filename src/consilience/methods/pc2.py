@@ -21,6 +21,7 @@ in place of triplets, captions borrowed as prototypes from the peer's memory, ag
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -35,6 +36,7 @@ from consilience.errors import InputError
 from consilience.heads.matching import ScorerConfig, Seen
 from consilience.heads.projection import Prototypes
 from consilience.heads.pseudo_class import PseudoClassifier
+from consilience.heads.released import load_released, predictions_beside
 from consilience.losses.contrastive import pair_nce, weighted_pair_nce
 from consilience.losses.pseudo_class import prediction_entropy, pseudo_classification, soft_cross_entropy
 from consilience.losses.triplet import Curve, soft_margin, triplet
@@ -183,11 +185,8 @@ class PC2(PairMethod):
 
     def _logits(self, k: int, seen: Seen) -> Float[Tensor, "b k"]:
         """Pseudo-class logits of one modality of this process's rows in network k."""
-        head = self.heads[k]
-        if isinstance(head, Prototypes):
-            pooled: Tensor = head((seen.slots * seen.mask[:, :, None]).sum(1))
-            return pooled
-        logits: Tensor = head(seen.slots, seen.mask)
+        head, slots, mask = self.heads[k], seen.slots, seen.mask
+        logits: Tensor = head((slots * mask[:, :, None]).sum(1)) if isinstance(head, Prototypes) else head(slots, mask)
         return logits
 
     def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -258,15 +257,9 @@ class PC2(PairMethod):
         }
 
     def _borrowed(
-        self,
-        k: int,
-        index: Int64[Tensor, " n"],
-        right: Bool[Tensor, " n"],
-        scores: Float[Tensor, "n n"],
-        p: Float[Tensor, "n k"],
-        images: Float[Tensor, "n d"],
+        self, k: int, index: Int64[Tensor, " n"], right: Bool[Tensor, " n"], scores: Tensor, p: Tensor, images: Tensor
     ) -> Float[Tensor, ""]:
-        """Loss of the noisy images with the captions they borrow."""
+        """Loss of noisy images with the captions they borrow; ``scores`` [n, n], ``p`` [n, k], ``images`` [n, d]."""
         c, noisy, nothing = self.config, ~right, scores.new_zeros(())
         if c.captions == "memory":
             near, sure = self.borrowed[k, index], self.sureness[k, index]
@@ -293,10 +286,7 @@ class PC2(PairMethod):
         for k in range(2):
             image, text = self.peers.pair(k, batch)
             scores, c = self.peers.net(k).scores(image, text), self.config
-            if c.ranking == "infonce":
-                found[f"loss{k}"] = pair_nce(scores, c.tau)
-            else:
-                found[f"loss{k}"] = triplet(scores, c.margin, "mean")
+            found[f"loss{k}"] = pair_nce(scores, c.tau) if c.ranking == "infonce" else triplet(scores, c.margin, "mean")
             found[f"p{k}"] = self._logits(k, image).float().softmax(1)
             found[f"q{k}"] = self._logits(k, text).float().softmax(1)
         return found
@@ -316,11 +306,9 @@ class PC2(PairMethod):
         """Co-dividing (w, the split) and stability (v) of every training pair."""
         c, found = self.config, encode_all.scan(self._look, self.config.batch_size)
         first = int(self.beliefs.looks) == 0
-        losses = torch.stack([found["loss0"], found["loss1"]])
-        self.beliefs.renew(losses, c.mixture, c.seed, c.threshold, c.memory)
+        self.beliefs.renew(torch.stack([found["loss0"], found["loss1"]]), c.mixture, c.seed, c.threshold, c.memory)
         for k in range(2):
-            both = (found[f"p{k}"] * found[f"q{k}"]).sum(1)
-            self.agreed[k] = moving_mean(self.agreed[k], both, 0.5, first)
+            self.agreed[k] = moving_mean(self.agreed[k], (found[f"p{k}"] * found[f"q{k}"]).sum(1), 0.5, first)
             if c.stability == "agreement":
                 self.stable[k] = from_first(low_posterior(-self.agreed[k], c.mixture, c.seed))
             elif c.stability == "oscillation" and bool(self.banked):
@@ -329,20 +317,23 @@ class PC2(PairMethod):
         self._remember(found)
 
     def _remember(self, found: dict[str, Tensor]) -> None:
-        for k in range(2):
-            self.bank[k] = found[f"p{k}"]
+        self.bank.copy_(torch.stack([found["p0"], found["p1"]]))
         self.banked.fill_(True)
+
+    def load_released(self, path: Path) -> None:
+        released = self.config.head == "released"
+        load_released(path, self.peers, self.heads if released else None)
+        if released and (saved := predictions_beside(path, self.samples, self.config.classes)) is not None:
+            self._remember({"p0": saved[0], "p1": saved[1]})
 
     def _borrow(self, encode_all: EncodeAll) -> None:
         """For every pair the images of clean pairs most like its own, in the peer's space, and their captions."""
         encoded, c = encode_all(), self.config
-        first, second = self.peers.names
-        images, texts = (encoded.vectors[name].chunk(2, 1) for name in (first, second))
+        images, texts = (encoded.vectors[name].chunk(2, 1) for name in self.peers.names)
         for k in range(2):
             self.texts[k] = F.normalize(texts[k], dim=1)
-            self.borrowed[k], self.sureness[k] = nearest_trusted(
-                images[1 - k], self.beliefs.right[1 - k], c.neighbours, c.cut
-            )
+            right = self.beliefs.right[1 - k]
+            self.borrowed[k], self.sureness[k] = nearest_trusted(images[1 - k], right, c.neighbours, c.cut)
 
     @torch.no_grad()
     def finish(self, progress: Progress, encode_all: EncodeAll) -> Beliefs:

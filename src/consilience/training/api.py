@@ -19,6 +19,7 @@ from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
 from consilience.distributed import rank, world_size
 from consilience.errors import ConsilienceError, InputError
+from consilience.heads.released import SUFFIXES
 from consilience.methods.base import Method
 from consilience.methods.registry import find
 from consilience.training.checkpoint import load_model, newest
@@ -139,7 +140,10 @@ def _trainer(
 
 
 def _start_from(place: Path, method: Method, name: str) -> None:
-    """Networks and memories of another run into ``method``."""
+    """Networks and memories of another run, or of a checkpoint of the authors' own program, into ``method``."""
+    if place.name.endswith(SUFFIXES) and not place.is_dir():
+        method.load_released(place)
+        return
     other = RunFolder.open(place)
     if other.config()["method"] != name:
         raise InputError(f"--train.start {place} is a run of {other.config()['method']}, not of {name}")

@@ -14,6 +14,8 @@ from consilience.audit.repair import better_partners
 
 DISTRUST = 0.5
 """Pairs that are right with less probability are flagged."""
+TRUST = 0.9
+"""Pairs that are right with more probability show how surely a partner can be picked out."""
 
 
 @check("pair_mismatch", suspicion="mismatched pair", order=1, title="Pairs that do not belong together")
@@ -60,10 +62,11 @@ def pair_mismatch(context: Context) -> Finding:
                     "separation": fits[sample].separation(),
                 }
         shown[f"{a}-{b}"] = {"z": z, "samples": samples, "fits": fits}
-        for sample, fit in fits.items():
+        for sample in fits:
             doubted = np.flatnonzero((samples == sample) & (trust[place] < DISTRUST))
+            trusted = np.flatnonzero(trust[place] > TRUST)
             for x, y in ((a, b), (b, a)):
-                partner, chance = better_partners(views.graph, x, y, doubted, fit, context.seed)
+                partner, chance = better_partners(views.graph, x, y, doubted, trusted, context.seed)
                 column = columns.setdefault(f"better_{y}", np.full(n, -1, dtype=np.int64))
                 some = partner >= 0
                 column[some] = context.index[partner[some]]

@@ -15,17 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from consilience.data.importers.manifest import TEXT_NAMES
-from consilience.data.reading import Bad, Reading, npy_bytes, text_or_none
+from consilience.data.importers.manifest import (
+    ROWS,
+    TEXT_NAMES,
+    cell_bytes,
+    clean_name,
+    in_parts,
+    is_text,
+    is_texts,
+    is_vector,
+    spread,
+)
+from consilience.data.reading import Bad, Reading, text_or_none
 from consilience.data.schema import Kind
 from consilience.data.table import Row
 from consilience.errors import InputError, unknown
 
-_ROWS = 256
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}(-\w+)?\.parquet")
 _SPLITS = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
@@ -72,7 +80,8 @@ def read_huggingface(path: Path, columns: Mapping[str, str] | None = None) -> Re
     listed = [column.name for column in modalities.values() if column.several]
     if len(listed) > 1:
         raise InputError(f"{path}: {' and '.join(listed)} hold lists of captions; choose one with columns text=COLUMN")
-    names = {name: _clean(name, modalities, bool(listed)) for name in kept}
+    own_names = ("id", "index", "split", "label", *modalities, *(("group",) if listed else ()))
+    names = {name: clean_name(name, (*own_names, *(f"origin_{key}" for key in modalities))) for name in kept}
     scalars = {names[name]: schema.field(name).type for name in kept}
 
     def rows() -> Iterator[Row | Bad]:
@@ -85,7 +94,7 @@ def read_huggingface(path: Path, columns: Mapping[str, str] | None = None) -> Re
                 code = entry[label] if label else None
                 what = classes[code] if classes and isinstance(code, int) and 0 <= code < len(classes) else code
                 others = {names[name]: entry[name] for name in kept} | ({"group": number} if listed else {})
-                for name, cells in _spread(entry, base or f"{split}-{number - first:06d}", listed):
+                for name, cells in spread(entry, base or f"{split}-{number - first:06d}", next(iter(listed), None)):
                     values = _values(path, name, place, cells, modalities)
                     yield (
                         values
@@ -173,13 +182,11 @@ def _batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         if file.suffix == ".parquet":
             stream = pq.ParquetFile(file)
             _same(file, stream.schema_arrow, schema)
-            yield from stream.iter_batches(batch_size=_ROWS)
+            yield from stream.iter_batches(batch_size=ROWS)
             return
         with pa.OSFile(str(file)) as source, pa.ipc.open_stream(source) as reader:
             _same(file, reader.schema, schema)
-            for batch in reader:
-                for start in range(0, batch.num_rows, _ROWS):
-                    yield batch.slice(start, _ROWS)
+            yield from in_parts(reader)
     except (pa.ArrowException, OSError) as error:
         raise _broken(file, error) from error
 
@@ -216,13 +223,10 @@ def _column(name: str, kind: pa.DataType, feature: Any, asked: bool) -> _Column 
         pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
     ):
         return _Column(name, None)
-    if _text(kind):
-        return _Column(name, Kind.TEXT) if asked or name.lower() in TEXT_NAMES else None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        if _text(kind.value_type):
-            return _Column(name, Kind.TEXT, several=True) if asked or name.lower() in TEXT_NAMES else None
-        if pa.types.is_floating(kind.value_type) or (asked and pa.types.is_integer(kind.value_type)):
-            return _Column(name, Kind.VECTOR)
+    if is_text(kind) or is_texts(kind):
+        return _Column(name, Kind.TEXT, is_texts(kind)) if asked or name.lower() in TEXT_NAMES else None
+    if is_vector(kind) and (asked or pa.types.is_floating(kind.value_type)):
+        return _Column(name, Kind.VECTOR)
     return None
 
 
@@ -233,28 +237,13 @@ def _values(
     values: dict[str, bytes | None] = {}
     for modality, column in modalities.items():
         cell = entry[column.name]
-        if isinstance(cell, dict) and cell["bytes"] is None and cell["path"]:
-            try:
-                cell = (path / cell["path"]).read_bytes()
-            except OSError as error:
-                return Bad(name, modality, f"{place} ({cell['path']})", error.strerror or "unreadable")
-        elif isinstance(cell, dict):
-            cell = cell["bytes"]
-        elif isinstance(cell, str):
-            cell = cell.encode() if cell.strip() else None
-        elif isinstance(cell, list):
-            cell = npy_bytes(np.array([np.nan if item is None else item for item in cell], dtype=np.float32))
-        if cell is not None:
-            values[modality] = cell
+        try:
+            value, _ = cell_bytes(cell if not isinstance(cell, str) or cell.strip() else None, column.kind, path)
+        except OSError as error:
+            return Bad(name, modality, f"{place} ({error.filename})", error.strerror or "unreadable")
+        if value is not None:
+            values[modality] = value
     return values
-
-
-def _spread(entry: dict[str, Any], name: str, listed: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not listed:
-        yield name, entry
-        return
-    for place, text in enumerate(entry[listed[0]] or [None]):
-        yield f"{name}#{place}", {**entry, listed[0]: text}
 
 
 def _classes(features: dict[str, Any], label: str | None) -> list[str]:
@@ -267,18 +256,8 @@ def _type_of(feature: Any) -> str:
     return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
 
 
-def _text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _simple(kind: pa.DataType) -> bool:
-    return bool(_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
-
-
-def _clean(name: str, modalities: Mapping[str, _Column], grouped: bool) -> str:
-    clean = re.sub(r"\W", "_", name)
-    own = ("id", "index", "split", "label", *modalities, *(("group",) if grouped else ()))
-    return f"source_{clean}" if clean in own or clean[:1].isdigit() or clean.startswith("origin_") else clean
+    return bool(is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ row number in the manifest, unless the manifest has its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from consilience.errors import InputError, unknown
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 TEXT_NAMES = ("caption", "captions", "text", "title", "description", "sentence")
 VECTOR_NAMES = ("vector", "embedding", "features")
-_ROWS = 500
+ROWS = 500
+"""Rows held in memory at a time."""
 _PEEK = 200
 
 
@@ -63,17 +64,17 @@ def read_manifest(path: Path, columns: Mapping[str, str] | None = None) -> Readi
         chosen = dict(columns)
     else:
         found = (name for name in names if name not in own.values())
-        chosen = {_clean(name): name for name in found if _is_modality(first.schema.field(name), peek, path.parent)}
+        chosen = {clean_name(name): name for name in found if _is_modality(first.schema.field(name), peek, path.parent)}
     if not chosen:
         raise InputError(
             f"{path}: no column names existing files or holds pictures, shapes, captions or vectors "
             f"({', '.join(names)}); paths count from the manifest's folder; name the columns with columns image=COLUMN"
         )
     taken = {*chosen.values(), *own.values()}
-    scalar_columns = {_clean(name): name for name in names if name not in taken}
+    scalar_columns = {clean_name(name): name for name in names if name not in taken}
     scalars = {clean: first.schema.field(name).type for clean, name in scalar_columns.items()}
     kinds = {name: _kind(name, first.schema.field(column), peek, path.parent) for name, column in chosen.items()}
-    several = [column for column in chosen.values() if _is_texts(first.schema.field(column).type)]
+    several = [column for column in chosen.values() if is_texts(first.schema.field(column).type)]
     if several:
         _check_lists(path, several, scalars)
     listed = next(iter(several), None)
@@ -84,7 +85,7 @@ def read_manifest(path: Path, columns: Mapping[str, str] | None = None) -> Readi
         number = 0
         for batch in _chain(first, batches):
             for entry in batch.to_pylist():
-                for name, cells in _spread(entry, layout.id(entry, number), listed):
+                for name, cells in spread(entry, layout.id(entry, number), listed):
                     yield _row(layout, cells, name, number, {"group": number} if grouped else {})
                 number += 1
 
@@ -116,8 +117,9 @@ class _Layout:
         return self.cell(entry, "id") or f"{number:08d}"
 
 
-def _spread(entry: dict[str, Any], name: str, listed: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Id and cells of the rows that a line of the manifest stands for: one, or one a text of its list."""
+def spread(entry: dict[str, Any], name: str, listed: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and cells of the rows that a source's row ``name`` stands for: itself, or ``name#0``, ``name#1`` and so on for
+    the texts in its column ``listed`` (one row without a text where there is none)."""
     if listed is None:
         yield name, entry
         return
@@ -125,32 +127,43 @@ def _spread(entry: dict[str, Any], name: str, listed: str | None) -> Iterator[tu
         yield f"{name}#{place}", {**entry, listed: text}
 
 
+def cell_bytes(cell: Any, kind: Kind | None, folder: Path) -> tuple[bytes | None, str]:
+    """What a Table holds for a cell (``None``: nothing), and the file it names, if it does.
+
+    A cell is bytes, a text, the name of a file below ``folder``, ``{bytes, path}`` or a list of numbers. Raises
+    ``OSError``, whose ``filename`` is the cell's, for a file that cannot be read.
+    """
+    named = ""
+    if isinstance(cell, dict):
+        named = cell.get("path") or ""
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, list):
+        return npy_bytes(np.array([np.nan if item is None else item for item in cell], dtype=np.float32)), named
+    if not isinstance(cell, str):
+        return cell, named
+    if not cell:
+        return None, named
+    if kind is Kind.TEXT:
+        return cell.encode(), named
+    try:
+        return (folder / cell).read_bytes(), cell
+    except OSError as error:
+        error.filename = cell
+        raise
+
+
 def _row(layout: _Layout, entry: dict[str, Any], name: str, number: int, extra: Mapping[str, Any]) -> Row | Bad:
     path = layout.path
     values: dict[str, bytes | None] = {}
     origins: dict[str, str] = {}
     for modality, column in layout.chosen.items():
-        value = entry[column]
-        origin = f"{path.name}::{column}[{number}]"
-        if isinstance(value, dict):
-            origin = value.get("path") or origin
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, list):
-            value = npy_bytes(np.array([np.nan if item is None else item for item in value], dtype=np.float32))
-        if isinstance(value, str):
-            if not value:
-                continue
-            if layout.kinds[modality] is Kind.TEXT:
-                value = value.encode()
-            else:
-                origin = value
-                try:
-                    value = (path.parent / value).read_bytes()
-                except OSError as error:
-                    reason = f"{error.strerror or 'unreadable'} (row {number + 1} of {path.name})"
-                    return Bad(name, modality, origin, reason)
+        try:
+            value, named = cell_bytes(entry[column], layout.kinds[modality], path.parent)
+        except OSError as error:
+            reason = f"{error.strerror or 'unreadable'} (row {number + 1} of {path.name})"
+            return Bad(name, modality, error.filename, reason)
         if value is not None:
-            values[modality], origins[modality] = value, origin
+            values[modality], origins[modality] = value, named or f"{path.name}::{column}[{number}]"
     return Row(
         id=name,
         split=layout.cell(entry, "split") or "train",
@@ -171,11 +184,11 @@ def _check_lists(path: Path, several: list[str], scalars: Mapping[str, pa.DataTy
 
 
 def _batches(path: Path, chosen: set[str]) -> Iterator[pa.RecordBatch]:
-    """Record batches of at most ``_ROWS`` rows; columns with a role, captions and the columns ``chosen`` by the
+    """Record batches of at most ``ROWS`` rows; columns with a role, captions and the columns ``chosen`` by the
     caller are never read as numbers."""
     try:
         if path.suffix == ".parquet":
-            yield from pq.ParquetFile(path).iter_batches(batch_size=_ROWS)
+            yield from pq.ParquetFile(path).iter_batches(batch_size=ROWS)
             return
         if path.suffix in (".jsonl", ".ndjson"):
             reader: Any = pajson.open_json(path)
@@ -186,12 +199,17 @@ def _batches(path: Path, chosen: set[str]) -> Iterator[pa.RecordBatch]:
             text = {name: pa.string() for name in header if name.lower() in roles or name in chosen}
             convert = pacsv.ConvertOptions(column_types=text, strings_can_be_null=True)
             reader = pacsv.open_csv(path, parse_options=parse, convert_options=convert)
-        for batch in reader:
-            for start in range(0, batch.num_rows, _ROWS):
-                yield batch.slice(start, _ROWS)
+        yield from in_parts(reader)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read as {path.suffix[1:]}: {reason}; repair the file") from error
+
+
+def in_parts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in record batches of at most ``ROWS``."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS):
+            yield batch.slice(start, ROWS)
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -203,11 +221,11 @@ def _named(role: str, names: list[str]) -> str | None:
     return role if role in names else next((name for name in names if name.lower() == role), None)
 
 
-def _clean(name: str) -> str:
-    """A column name that SQL filters can use; ``index`` belongs to the Table."""
+def clean_name(name: str, taken: Collection[str] = ("index",)) -> str:
+    """A column name that SQL filters can use; those ``taken`` by the Table get ``source_`` in front."""
     clean = re.sub(r"\W", "_", name) or "_"
     clean = f"_{clean}" if clean[0].isdigit() else clean
-    return "source_index" if clean == "index" else clean
+    return f"source_{clean}" if clean in taken else clean
 
 
 def _peeked(column: str, peek: list[dict[str, Any]]) -> list[tuple[bytes, str]]:
@@ -224,7 +242,8 @@ def _peeked(column: str, peek: list[dict[str, Any]]) -> list[tuple[bytes, str]]:
     return cells
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -233,11 +252,13 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _is_texts(kind: pa.DataType) -> bool:
-    return _is_list(kind) and _is_text(kind.value_type)
+def is_texts(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of texts."""
+    return _is_list(kind) and is_text(kind.value_type)
 
 
-def _is_vector(kind: pa.DataType) -> bool:
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of numbers."""
     return _is_list(kind) and bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
@@ -245,8 +266,8 @@ def _is_modality(column: pa.Field, peek: list[dict[str, Any]], folder: Path) -> 
     if _names_files(column.name, peek, folder):
         return True
     if column.name.lower() in TEXT_NAMES:
-        return _is_text(column.type) or _is_texts(column.type)
-    return column.name.lower() in VECTOR_NAMES and _is_vector(column.type)
+        return is_text(column.type) or is_texts(column.type)
+    return column.name.lower() in VECTOR_NAMES and is_vector(column.type)
 
 
 def _names_files(column: str, peek: list[dict[str, Any]], folder: Path) -> bool:
@@ -258,14 +279,14 @@ def _names_files(column: str, peek: list[dict[str, Any]], folder: Path) -> bool:
 
 
 def _kind(name: str, column: pa.Field, peek: list[dict[str, Any]], folder: Path) -> Kind | None:
-    if _is_vector(column.type):
+    if is_vector(column.type):
         return Kind.VECTOR
-    if _is_texts(column.type):
+    if is_texts(column.type):
         return Kind.TEXT
     cells = _peeked(column.name, peek)
     known = (*IMAGE_FORMATS, *ARRAY_FORMATS, *GEOMETRY_FORMATS)
     form = next((form for data, origin in cells if (form := format_of(data, origin)) in known), "")
-    if not form and _is_text(column.type) and not any(_is_file(folder / origin) for _, origin in cells):
+    if not form and is_text(column.type) and not any(_is_file(folder / origin) for _, origin in cells):
         return Kind.TEXT
     return kind_of_format(name, form or "png")
 
