@@ -90,7 +90,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 def test_command_lines_use_verbs_and_options_that_exist() -> None:
     from consilience.cli.main import VERBS
-    from consilience.methods.romo import RoMoConfig
+    from consilience.methods.registry import methods
     from consilience.training.config import TrainConfig
 
     seen = set()
@@ -102,7 +102,8 @@ def test_command_lines_use_verbs_and_options_that_exist() -> None:
         run = importlib.import_module(f"consilience.cli.{verb}_verb").run
         options = {f"--{name}" for name in inspect.signature(run).parameters} | {"--json", "--quiet", "-o", "-k"}
         options |= {f"--train.{field.name}" for field in dataclasses.fields(TrainConfig)}
-        options |= {f"--method.{name}" for name in flat(RoMoConfig())}
+        if words and words[0] in methods():
+            options |= {f"--method.{name}" for name in flat(methods()[words[0]].cls.Config())}
         for word in words:
             name = word.partition("=")[0]
             if name.startswith("-"):
@@ -112,10 +113,10 @@ def test_command_lines_use_verbs_and_options_that_exist() -> None:
 
 
 def test_options_named_in_the_text_exist() -> None:
-    from consilience.methods.romo import RoMoConfig
+    from consilience.methods.registry import methods
     from consilience.training.config import TrainConfig
 
-    known = {f"--method.{name}" for name in flat(RoMoConfig())}
+    known = {f"--method.{name}" for info in methods().values() for name in flat(info.cls.Config())}
     known |= {f"--train.{field.name}" for field in dataclasses.fields(TrainConfig)}
     for page in PAGES:
         for option in re.findall(r"--(?:method|train)\.[a-z_]+(?:\.[a-z_]+)*", page.read_text()):
