@@ -125,6 +125,17 @@ def test_trained_on_trust_a_run_ignores_rows_of_weight_0(table, tmp_path):
     assert run.folder.config()["train"]["trust"] == "pair_trust"
 
 
+def test_a_filter_restricts_training_and_what_is_held_out(table):
+    some = selected(table, where="index < 20", corrupt=0.5)
+    used = np.concatenate([some.rows, some.held_out])
+    assert sorted(table.indices()[used].tolist()) == list(range(20))
+    assert len(some.noise_index) == 20
+    with pytest.raises(InputError, match="index > 9000"):
+        selected(table, where="index > 9000")
+    with pytest.raises(InputError, match="does not fit"):
+        selected(table, where="nonsense = 3")
+
+
 def test_modalities_are_chosen_by_name(table):
     assert list(selected(table, modalities="points,image", corrupt=0.5).partners) == ["points"]
     for text, message in (("image,pionts", "points"), ("image,image", "twice")):

@@ -76,11 +76,12 @@ def read_dataset(name: str) -> Reading:
     kinds = dict(DATASETS[base].modalities)
     if base == "mnist3d":
         return Reading(f"embedded:{name}", kinds, _mnist3d())
+    sizes = {"tokenizer": "fit-words"}  # a thousand short lists of words: too few to learn words from letters
     scalars = {"name": pa.string(), "subgroup": pa.string(), "hexcode": pa.string()}
     if variant == "all":
         scalars |= {"language": pa.string(), "group": pa.int64()}
-        return Reading(f"embedded:{name}", kinds, _emoji(LANGUAGES, grouped=True), scalars)
-    return Reading(f"embedded:{name}", kinds, _emoji((variant or "en",), grouped=False), scalars)
+        return Reading(f"embedded:{name}", kinds, _emoji(LANGUAGES, grouped=True), scalars, sizes)
+    return Reading(f"embedded:{name}", kinds, _emoji((variant or "en",), grouped=False), scalars, sizes)
 
 
 def _emoji(languages: tuple[str, ...], *, grouped: bool) -> Iterator[Row]:

@@ -48,6 +48,8 @@ class TrainConfig:
     checkpoint of the authors (.pth.tar; pc2, ncr, contrastive)."""
     modalities: str = ""
     """Modalities to learn from, comma-separated (image,text); all of them when empty."""
+    where: str | None = None
+    """SQL filter of the training rows, such as "index < 2000"; the other rows are neither trained on nor held out."""
     corrupt: float = 0.0
     """Share of the training pairs that are mismatched on purpose: their first modality is shuffled among them."""
     noise_index: str | None = None

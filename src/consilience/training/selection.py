@@ -54,14 +54,17 @@ def select_rows(table: Table, config: TrainConfig, modalities: Modalities, compl
 
     Rows of split ``train`` are used (all rows when no row has that split). Rows of ``validation`` or ``val`` are held
     out when there are any, else a seeded share ``config.validation`` of the training rows, noise included.
-    ``complete``: only rows that have all ``modalities``.
+    ``complete``: only rows that have all ``modalities``. ``config.where`` applies to all of them.
     """
     has_all = " and ".join(f"{name} is not null" for name in modalities) if complete else "true"
+    if config.where:
+        has_all += f" and ({config.where})"
     everything = table.select(f"split = 'train' and {has_all}")
     if not len(everything):
         everything = table.select(f"split not in ('test', 'testall', 'validation', 'val') and {has_all}")
     if not len(everything):
         why = f" that have {' and '.join(modalities)}" if complete else ""
+        why += f" and pass {config.where!r}" if config.where else ""
         raise InputError(f"{table.path} has no training rows{why}; its split column must say 'train' somewhere")
     mates, index = _mates(table, config, modalities, everything)
     trust = _trust(table, config, everything)
