@@ -147,7 +147,7 @@ SETTINGS: dict[str, Any] = {
         {"of": "robust", "over": "plain", "at": ["half"]},
         {"of": "robust", "over": "plain"},
     ],
-    "on": {"pairs": {"train": {"modalities": "image,points"}}},
+    "with_data": {"pairs": {"train": {"modalities": "image,points"}}},
     "entries": {
         "robust": {"method_config": {"warmup_epochs": 1, "clean_epochs": 1, "full_epochs": 1, "batch_size": 16}},
         "plain": {"method": "contrastive", "method_config": {"epochs": 3, "batch_size": 16}},

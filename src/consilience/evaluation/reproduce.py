@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from consilience.data.table import Table
-from consilience.errors import InputError
+from consilience.errors import InputError, unknown
 from consilience.evaluation.evaluate import chosen_rows, evaluate, labelled_rows, mean_map
 from consilience.evaluation.figures import bars
 from consilience.evaluation.report import Report
@@ -59,7 +59,12 @@ def reproduce(
         raise InputError(f"--seeds {seeds}: expected at least 1 (3 or more for an interval)")
     experiment = read_yaml(plan or method, "experiments")
     data = data or experiment["data"]
-    for key, values in (experiment.get("on", {}).get(Path(data).name) or {}).items():
+    known = ("method", "data", "metric", "figure", "claim", "settings", "enough", "method_config", "train", "clusters",
+             "with_data", "margin", "margins", "entries")  # fmt: skip
+    for key in experiment:
+        if key not in known:
+            raise unknown(f"key of the experiment {plan or method}", str(key), known)
+    for key, values in (experiment.get("with_data", {}).get(Path(data).name) or {}).items():
         experiment[key] = _over(experiment.get(key) or {}, values)
     began = time.monotonic()
     table = table_of(data, out)

@@ -24,4 +24,4 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     asked = ((_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _KEPT >> 2))
-    return sum(mallopt(name, value) for name, value in asked) == len(asked)
+    return all(mallopt(name, value) == 1 for name, value in asked)
