@@ -130,3 +130,20 @@ def test_every_field_is_documented() -> None:
     for field in fields(EncoderConfig):
         line = next(n for n, text in enumerate(source.splitlines()) if text.startswith(f"    {field.name}:"))
         assert source.splitlines()[line + 1].lstrip().startswith('"""'), field.name
+
+
+def test_word_tokens_get_a_bag_of_words_unless_named(tmp_path):
+    import json
+
+    vocabulary = {"word2idx": {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "cat": 4}, "idx": 5}
+    vocabulary["idx2word"] = {str(i): w for w, i in vocabulary["word2idx"].items()}
+    file = tmp_path / "v.json"
+    file.write_text(json.dumps(vocabulary))
+    words = f"words:{file}"
+    for tokens, name, expected in (
+        (words, "auto", "BagOfWords"),
+        (words, "transformer", "TextTransformer"),
+        ("bytes", "auto", "TextTransformer"),
+    ):
+        built = build_encoder(Kind.TEXT, EncoderConfig(tokenizer=tokens, text=name, max_tokens=8))
+        assert type(built).__name__ == expected

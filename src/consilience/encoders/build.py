@@ -35,8 +35,8 @@ class EncoderConfig:
     """Point clouds: small (3-64-128-256, max pool), pointnet or dgcnn (RoMo's encoders)."""
     mesh: str = "meshnet"
     """Meshes: meshnet (256 features)."""
-    text: str = "transformer"
-    """Texts: transformer (small, 128 features), gru (SGRAF's, ``embed`` features), words (mean of word vectors, 256),
+    text: str = "auto"
+    """Texts: auto (words where tokens are whole words, else transformer), transformer (small, 128 features), gru (SGRAF's, ``embed`` features), words (mean of word vectors, 256),
     or hf:FOLDER_OR_ID for a text model of transformers."""
     region_encoder: str = "linear"
     """Region features: linear (SGRAF's, ``embed`` features)."""
@@ -145,8 +145,10 @@ def _mesh(config: EncoderConfig) -> Encoder:
 
 def _text(config: EncoderConfig) -> Encoder:
     name, sizes = config.text, config.decode
+    if name == "auto":  # small data know words sooner than they learn them from letters
+        name = "words" if sizes.tokenizer.startswith("words:") else "transformer"
     if not name.startswith("hf:") and name not in ("transformer", "gru", "words"):
-        raise unknown("text encoder", name, ["transformer", "gru", "words", "hf:FOLDER_OR_ID"])
+        raise unknown("text encoder", name, ["auto", "transformer", "gru", "words", "hf:FOLDER_OR_ID"])
     vocabulary = tokenizer(sizes.tokenizer).size
     if name == "gru":
         return GRUText(vocabulary, config.embed)

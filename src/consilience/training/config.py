@@ -44,8 +44,8 @@ class TrainConfig:
     """class-shuffled pairs every sample with a random one of its class, as the authors' lists do: a label leak, kept
     to measure what it is worth."""
     start: str | None = None
-    """Run folder whose networks and memories this run starts from, as from a warm-up (same method, sizes and data), or a
-    checkpoint of the authors (.pth.tar; pc2, ncr, contrastive)."""
+    """Run folder whose networks and memories this run starts from, as from a warm-up (same method, sizes and data),
+    or a checkpoint of the authors (.pth.tar; pc2, ncr, contrastive)."""
     modalities: str = ""
     """Modalities to learn from, comma-separated (image,text); all of them when empty."""
     where: str | None = None
