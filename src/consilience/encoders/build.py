@@ -36,8 +36,9 @@ class EncoderConfig:
     mesh: str = "meshnet"
     """Meshes: meshnet (256 features)."""
     text: str = "auto"
-    """Texts: auto (words where tokens are whole words, else transformer), transformer (small, 128 features), gru (SGRAF's, ``embed`` features), words (mean of word vectors, 256),
-    or hf:FOLDER_OR_ID for a text model of transformers."""
+    """Texts: auto (words where tokens are whole words, else transformer), transformer (small, 128 features), gru
+    (SGRAF's, ``embed`` features), words (mean of word vectors, 256), or hf:FOLDER_OR_ID for a text model of
+    transformers."""
     region_encoder: str = "linear"
     """Region features: linear (SGRAF's, ``embed`` features)."""
     vector: str = "mlp"

@@ -65,7 +65,7 @@ def reproduce(
         if key not in known:
             raise unknown(f"key of the experiment {plan or method}", str(key), known)
     for key, values in (experiment.get("with_data", {}).get(Path(data).name) or {}).items():
-        experiment[key] = _over(experiment.get(key) or {}, values)
+        experiment[key] = _over(experiment.get(key) or {}, values) if isinstance(values, Mapping) else values
     began = time.monotonic()
     table = table_of(data, out)
     chosen_rows(table, "split = 'test'")  # nothing to be judged by is found out before anything is trained
