@@ -94,6 +94,8 @@ def test_the_library_block(desk: Path) -> None:
 def test_the_commands_on_own_data(desk: Path) -> None:
     checked = execute("bash", block("bash", 0), desk)
     assert "330" in checked or "329" in checked
+    assert (desk / "checked" / "audit.html").is_file()
+    assert "1 more were set aside" in checked
     found = execute("bash", block("bash", 1), desk)
     assert re.search(r"mAP", found)
     assert len(re.findall(r"test-\d{5}|train-\d{5}", found)) >= 3

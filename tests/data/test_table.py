@@ -114,7 +114,9 @@ def test_columns_are_replaced_in_any_company(table: Table) -> None:
     """Lance numbers fields and refuses a number that a dropped field has had: several at once, one of them alone, all
     again, with another type, many times."""
     every = np.arange(37)
-    for turn, names in enumerate([("a", "b", "c"), ("a",), ("a", "b", "c"), ("c", "b"), ("b",), ("a", "d"), ("d",)] * 2):
+    for turn, names in enumerate(
+        [("a", "b", "c"), ("a",), ("a", "b", "c"), ("c", "b"), ("b",), ("a", "d"), ("d",)] * 2
+    ):
         values = {name: np.full((37, 3), turn * 1.0) if turn % 3 == 2 else every + turn for name in names}
         table.write_columns(every, values, {"turn": turn})
         for name in names:

@@ -138,8 +138,8 @@ def _table(
 ) -> Table:
     """The audited Table: the data's own, or a copy with planted faults (made once)."""
     if not corrupt and not wrong:
-        return table_of(data, out)
-    source = table_of(data, out / "source")
+        return table_of(data, out, on_bad_sample="quarantine")
+    source = table_of(data, out / "source", on_bad_sample="quarantine")
     steps = []
     if corrupt:
         chosen = _modalities(source, modalities)

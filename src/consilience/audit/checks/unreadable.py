@@ -6,6 +6,7 @@ import numpy as np
 
 from consilience.audit.checks.base import Context, Finding
 from consilience.audit.checks.registry import check
+from consilience.data.table import QUARANTINE
 
 
 @check("unreadable", suspicion="unreadable", order=0, title="Samples that cannot be read")
@@ -18,5 +19,9 @@ def unreadable(context: Context) -> Finding:
         score[row] = 0
         reasons[row] = f"{name}: {reason}"
     flagged = score == 0
+    listed = context.table.path / QUARANTINE
+    aside = len(listed.read_text().splitlines()) if listed.exists() else 0
     text = f"{int(flagged.sum())} of {len(context)} rows hold a sample that does not decode"
-    return Finding(score, flagged, text, {"samples": len(context.bad)}, reasons=reasons)
+    if aside:
+        text += f"; {aside} more were set aside at import, listed with the reasons in {listed}"
+    return Finding(score, flagged, text, {"samples": len(context.bad), "set_aside": aside}, reasons=reasons)
