@@ -29,7 +29,14 @@ def table(tiny_table: Table, tmp_path: Path) -> Table:
 
 
 def call(table: Table, out: Path, **more: object) -> dict[str, object]:
-    chosen = {"train": True, "method": "contrastive", "config": CONFIG, "options": OPTIONS, "quiet": True} | more
+    chosen = {
+        "train": True,
+        "method": "contrastive",
+        "config": CONFIG,
+        "options": OPTIONS,
+        "folds": 2,
+        "quiet": True,
+    } | more
     return audit(table, out, **chosen)  # type: ignore[arg-type]
 
 
@@ -62,6 +69,11 @@ def test_a_run_that_learnt_from_the_table_has_seen_its_pairs(table: Table, tmp_p
     assert {(part.seen, part.sample, len(part.positions)) for part in views.judged} == {
         (True, "train", 48), (False, "held out", 12),
     }  # fmt: skip
+
+
+def test_small_data_are_cut_into_five_folds(table: Table, tmp_path: Path) -> None:
+    found = call(table, tmp_path / "out", folds=0)
+    assert [Path(run).name for run in found["runs"]] == [f"run-{number}-of-5" for number in range(1, 6)]
 
 
 def test_nothing_is_trained_twice_and_a_kill_changes_nothing(

@@ -89,7 +89,7 @@ def test_with_a_run(
         (("--checks", "outliers"), "did you mean 'outlier'"),
         (("--modalities", "image,point"), "did you mean 'points'"),
         (("--modalities", "image", *TRAIN), "training needs pairs of two"),
-        (("--folds", "0"), "--folds 0: expected 1 or more"),
+        (("--folds", "-1"), "--folds -1: expected 0 (two or five"),
         (("--folds", "40", *TRAIN), "make no 40 folds"),
         (("--where", "split = 'none'"), "widen the filter"),
         (("--where", "nonsense = 1"), "does not fit"),

@@ -43,7 +43,7 @@ def audit(
     corrupt: float = 0.0,
     corrupt_labels: float = 0.0,
     where: str | None = None,
-    folds: int = 2,
+    folds: int = 0,
     only: Sequence[str] | None = None,
     fix: str | Path | None = None,
     fix_labels: bool = False,
@@ -54,7 +54,8 @@ def audit(
 
     ``run``: judge with an existing run. ``train``: train ``method`` (``config``, ``options``: of it and of the loop) on
     the training rows, by cross-fitting, so that no pair is judged by a network that learnt it (``folds`` 1: once, on
-    all). With neither, the checks that need no model. ``modalities``: the two to learn from and whose pairs are judged.
+    all; 0: five below 2,000 pairs, else two). With neither, the checks that need no model. ``modalities``: the two to
+    learn from and whose pairs are judged.
     ``corrupt`` and ``corrupt_labels`` plant that share of mismatches (of the second modality) and wrong labels in a
     copy, ``out/table``, and the result says how many were found. ``where``: SQL filter of the rows that are audited,
     and learnt from. ``only``: names of checks. ``fix``: where to write a cleaned Table; ``fix_labels``: with probably
@@ -124,8 +125,8 @@ def _check_call(
             raise InputError(f"{name} {value}: expected a share from 0 to below 1")
     if corrupt and not (train or run):
         raise InputError("--corrupt plants mismatches, and finding them needs a model; give --train or --run RUN")
-    if folds < 1:
-        raise InputError(f"--folds {folds}: expected 1 or more")
+    if folds < 0:
+        raise InputError(f"--folds {folds}: expected 0 (two or five, by the number of pairs) or more")
     for name in only or ():
         if name not in checks():
             raise unknown("check", name, checks())

@@ -51,7 +51,8 @@ def train_judges(
     where: str | None,
     quiet: bool,
 ) -> list[Judge]:
-    """Train on the training rows (those that pass ``where``): once (``folds`` 1), or for each fold without it.
+    """Train on the training rows (those that pass ``where``): once (``folds`` 1), or for each fold without it (0: five
+    folds below 2,000 pairs, where every pair counts, else two).
 
     Without ``config`` the method's defaults, with epochs multiplied where a run learns from fewer than 2,000 pairs.
     Finished runs below ``out`` are reused, unfinished ones resumed. Which rows a run of several learns from is written
@@ -64,6 +65,7 @@ def train_judges(
     index = table.indices()
     rows = np.sort(np.concatenate([whole.rows, whole.held_out])) if options.validation else whole.rows
     chosen = rows[np.isin(rows, table.select(where))]
+    folds = folds or (5 if len(chosen) < ENOUGH else 2)
     fold = _folds(table, chosen, folds, options.seed)
     if config is None:
         pairs = len(chosen) * (folds - 1) // folds if folds > 1 else len(chosen)

@@ -15,7 +15,7 @@ def run(
     modalities: str | None = None,
     checks: str | None = None,
     where: str | None = None,
-    folds: int = 2,
+    folds: int = 0,
     corrupt: float = 0.0,
     corrupt_labels: float = 0.0,
     fix: str | None = None,
@@ -35,8 +35,8 @@ def run(
         modalities: Modalities to learn from and whose pairs are judged, comma-separated (image,text).
         checks: Names of checks, comma-separated; all by default.
         where: SQL filter of the rows that are audited (and learnt from).
-        folds: Runs of --train, each judging the pairs that it has not learnt; more take longer and judge better; 1: one
-            run, which judges what it learnt.
+        folds: Runs of --train, each judging the pairs that it has not learnt; more take longer and judge better.
+            0: five below 2,000 pairs, else two. 1: one run, which judges what it learnt.
         corrupt: Share of the training pairs to mismatch on purpose, in a copy, to see how many are found.
         corrupt_labels: The same for labels.
         fix: Where to write a cleaned Table (its decisions go to FIX.csv).
