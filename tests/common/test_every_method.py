@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from consilience.data.loader import read
 from consilience.data.table import Table
-from consilience.methods.base import Batch, Progress
+from consilience.methods.base import Batch, Method, Progress
 from consilience.methods.registry import find
 from consilience.training.api import load, resume, train
 from consilience.training.configure import build
@@ -125,6 +125,8 @@ def test_killed_anywhere_and_resumed_gives_the_same_bits(tiny, tmp_path, monkeyp
         resume(out, quiet=True)
         assert same_bits(expected, load_file(out / "model.safetensors")), f"{name}, step {step}"
         assert (out / "log.jsonl").read_text() == log
+    if find(tiny.name).cls.finish is Method.finish:  # it believes nothing of its samples
+        return
     write = Trainer._write_beliefs
 
     def write_and_die(self: Trainer, *rest: Any) -> None:
