@@ -306,3 +306,19 @@ def test_seen_rows_survive_flattening():
     back = Seen.unflat(Seen(torch.zeros(3, 5), slots, mask).flat(), 5)
     assert torch.equal(back.slots, slots)
     assert torch.equal(back.mask, mask)
+
+
+def test_soft_division_weighs_noisy_pairs_by_their_posterior():
+    data, w = batch(), torch.rand(2, 10, generator=torch.Generator().manual_seed(1))
+    for division in ("hard", "soft"):
+        method = pc2(classes=4, division=division, stability="none", pse_weight=0.0)
+        method.beliefs.clean.copy_(w)
+        method.beliefs.right.copy_(w > 0.5)
+        found = method.step(data, progress("clean", 1))["rank"]
+        expected = torch.zeros(())
+        for k in range(2):
+            s, own = seen_by(method, k, data)[0] / 0.1, torch.arange(10)
+            each = F.cross_entropy(s, own, reduction="none") + F.cross_entropy(s.T, own, reduction="none")
+            weights = w[1 - k] if division == "soft" else w[1 - k] * (w[1 - k] > 0.5)
+            expected = expected + (weights * each).sum() / weights.sum() / 2
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -87,6 +87,8 @@ class PC2Config:
     """From trust in a pair to its margin."""
     threshold: float = 0.5
     """A pair is clean when the peer's posterior exceeds this."""
+    division: Literal["hard", "soft"] = "hard"
+    """hard: noisy pairs are not trained on as pairs (paper). soft (InfoNCE): they are, weighted by their posterior."""
     mixture: Mixture = "gmm"
     """Mixture on the losses (paper: gmm)."""
     memory: float = 0.5
@@ -173,12 +175,10 @@ class PC2(PairMethod):
         self.register_buffer("texts", torch.zeros(2, samples if near else 0, width))
 
     def phases(self) -> tuple[Phase, ...]:
-        c = self.config
-        return (
-            Phase("warmup", c.warmup_epochs, c.warmup_optimiser, c.batch_size),
-            Phase("clean", c.clean_epochs, c.clean_optimiser, c.batch_size),
-            Phase("full", c.full_epochs, c.full_optimiser, c.batch_size),
-        )
+        c, names = self.config, ("warmup", "clean", "full")
+        epochs = (c.warmup_epochs, c.clean_epochs, c.full_epochs)
+        optimisers = (c.warmup_optimiser, c.clean_optimiser, c.full_optimiser)
+        return tuple(Phase(*each, c.batch_size) for each in zip(names, epochs, optimisers, strict=True))
 
     def trained(self, phase: str) -> list[nn.Module]:
         return [self.peers, self.heads]
@@ -205,11 +205,11 @@ class PC2(PairMethod):
                 w, right = self.beliefs.of_peer(k, index)
                 y = rectified(w, self.stable[1 - k, index])
                 if int(right.sum()) > 1:
-                    found["rank"] = found["rank"] + self._clean(scores, right, y)
+                    found["rank"] = found["rank"] + self._clean(scores, right, y, w)
                     found |= self._classes(p[right], q[right])
                 if progress.name == "full" and self.config.captions != "none":
-                    vectors = gather_rows(image.vectors)
-                    found["borrowed"] = self._borrowed(k, index, right, scores, p, vectors) + found["rank"] * 0
+                    lent = self._borrowed(k, index, right, scores, p, gather_rows(image.vectors))
+                    found["borrowed"] = lent + found["rank"] * 0
             for name, value in found.items():
                 terms[name] = terms[name] + value if name in terms else value
         return terms
@@ -225,11 +225,11 @@ class PC2(PairMethod):
             return weighted_pair_nce(scores, weights, c.tau)
         return (weights * triplet(scores, c.margin, "mean")).sum()
 
-    def _clean(self, scores: Float[Tensor, "n n"], right: Bool[Tensor, " n"], y: Float[Tensor, " n"]) -> Tensor:
+    def _clean(self, scores: Float[Tensor, "n n"], right: Bool[Tensor, " n"], y: Tensor, w: Tensor) -> Tensor:
         """Loss on the clean part. Triplets are made within it; under InfoNCE the halves of noisy pairs, which are
-        somebody's halves after all, stay negatives of the clean ones."""
+        somebody's halves after all, stay negatives of the clean ones. ``y``, ``w``: trust and posterior [n]."""
         if self.config.ranking == "infonce":
-            return self._ranking(scores, y * right)
+            return self._ranking(scores, torch.where(right, y, w if self.config.division == "soft" else 0 * w))
         return self._ranking(scores[right][:, right], y[right])
 
     def _ranking(

@@ -6,11 +6,13 @@ posterior of the low component is the belief that a pair is right (DivideMix; NC
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -40,7 +42,8 @@ def low_posterior(values: Float[Tensor, " n"], kind: Mixture = "gmm", seed: int 
 
 def _gaussian(x: np.ndarray, seed: int) -> np.ndarray:
     model = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
-    with threadpool_limits(limits=1):  # as k-means: equal bits after a resume
+    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread, as k-means: equal bits after a resume
+        warnings.simplefilter("ignore", ConvergenceWarning)  # ten rounds are what the papers grant it
         posterior = model.fit(x[:, None]).predict_proba(x[:, None])
     found: np.ndarray = posterior[:, int(model.means_.argmin())]
     return found
