@@ -42,7 +42,7 @@ def test_the_table(emoji: Table) -> None:
     assert len(names) == info.classes
     assert np.bincount(codes)[names.index("people-body")] == 295
     assert len(emoji.select("fluent is null")) == 240
-    assert emoji.sizes == {"tokenizer": "bytes", "max_tokens": 128}
+    assert emoji.sizes == {"tokenizer": f"words:{emoji.path / 'tokenizer.json'}", "max_tokens": 42}
     (row,) = emoji.select("hexcode = '1F436'")
     taken = emoji.take(np.array([row]), ["id", "name", "subgroup", "label", "text"]).to_pylist()[0]
     assert taken["id"] == "1F436"

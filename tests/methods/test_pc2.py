@@ -98,7 +98,7 @@ def test_borrowed_captions_of_the_paper_follow_their_definition():
         noisy = [i for i in range(10) if not right[1 - k, i]]
         chosen, y = [], []
         for i in noisy:
-            cosines = [float(F.cosine_similarity(p[i], p[j], dim=0)) for j in clean]
+            cosines = [float(F.cosine_similarity(p[i], p[j], dim=0).detach()) for j in clean]
             chosen.append(clean[max(range(len(clean)), key=cosines.__getitem__)])
             y.append(max(cosines) if max(cosines) >= 0.2 else 0.0)
         edge = soft_margin(torch.tensor(y), 0.2)

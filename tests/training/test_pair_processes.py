@@ -64,8 +64,8 @@ def test_two_ranks_split_and_learn_as_one(tiny_table: Table, tmp_path: Path, cas
     assert bool(right.any())
     assert not bool(right.all())
     if case == "ncr":
-        # Hard negatives jump: a change of 1e-7 in the first weights moves NCR's beliefs by 0.02 in one process already, so
-        # there is nothing finer to compare after a whole run. One step is compared exactly in the next test.
+        # Hard negatives jump: a change of 1e-7 in the first weights moves NCR's beliefs by 0.02 in one process already,
+        # so there is nothing finer to compare after a whole run. One step is compared exactly in the next test.
         return
     # Batches are cut in the middle, so the ranks' shares of the clean part differ in size.
     torch.testing.assert_close(two["beliefs.clean"], one["beliefs.clean"], atol=2e-3, rtol=0)

@@ -40,15 +40,17 @@ def loss_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def bars(results: Mapping[str, Sequence[float]], label: str) -> Figure:
-    """One horizontal bar an entry: mean of the values, each seed's value as a dot."""
+    """One horizontal bar an entry: mean of the values, each seed's value as a dot. Shares are shown on 0..1."""
     figure = Figure(figsize=(9, 0.5 * len(results) + 1.1))
     axis = figure.subplots()
-    for position, (_, values) in enumerate(results.items()):
-        axis.barh(position, float(np.mean(values)), color=_COLOURS[position == 0], alpha=0.75)
+    for position, (name, values) in enumerate(results.items()):
+        first = name.partition(" at ")[0] == next(iter(results)).partition(" at ")[0]
+        axis.barh(position, float(np.mean(values)), color=_COLOURS[first], alpha=0.75)
         axis.plot(values, [position] * len(values), "k.", ms=5)
     axis.set_yticks(range(len(results)), list(results), fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1)
+    largest = max(max(values) for values in results.values())
+    axis.set_xlim(0, 1 if largest <= 1 else largest * 1.05)
     axis.set_xlabel(label)
     return figure
 

@@ -1,0 +1,15 @@
+"""Figures that must show what they are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from consilience.evaluation.figures import bars
+
+
+@pytest.mark.parametrize(("values", "high"), [([0.2, 0.4], 1.0), ([20.0, 321.6], 321.6 * 1.05)])
+def test_bars_end_inside_the_axis(values, high):
+    axis = bars({"a at 20%": values, "b at 20%": [0.1], "a at 40%": [0.3]}, "score").axes[0]
+    assert axis.get_xlim() == pytest.approx((0, high))
+    colours = [patch.get_facecolor() for patch in axis.patches]
+    assert colours[0] == colours[2] != colours[1]
