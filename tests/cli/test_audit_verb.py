@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from consilience.data.table import Table
 from tests.cli import tiny
@@ -121,3 +123,27 @@ def test_data_without_labels_and_taken_places(
     shutil.copytree(table, tmp_path / "taken")
     said = refused("audit", table, "-o", tmp_path / "b", "--fix", tmp_path / "taken")
     assert "already exists" in said
+
+
+def test_training_takes_the_trust_by_its_short_name(cli: Cli, table: Path, tmp_path: Path) -> None:
+    opened = Table.open(table)
+    rows = opened.select("split = 'train'")
+    opened.write_columns(opened.indices()[rows], {"pair_trust": np.linspace(0, 1, len(rows))}, {"by": "test"})
+    words = (
+        "train",
+        "contrastive",
+        "--data",
+        table,
+        "--trust",
+        "pair_trust",
+        "--config",
+        "contrastive-tiny",
+        "--quiet",
+    )
+    answer = cli(*words, "-o", tmp_path / "run", "--json")
+    assert answer.code == 0, answer.err
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["train"]["trust"], config["train"]["trust_as"]) == ("pair_trust", "sample")
+    wrong = cli(*words, "--train.trust", "other", "-o", tmp_path / "two")
+    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+    assert "give one of them" in wrong.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ def run(
     out: str | None = None,
     config: str | None = None,
     kinds: str | None = None,
+    trust: str | None = None,
     on_bad_sample: Literal["stop", "quarantine"] = "stop",
     resume: str | None = None,
     quiet: bool = False,
@@ -26,6 +28,7 @@ def run(
         out: The run folder (-o); default runs/METHOD.
         config: A recipe: a YAML file or the name of one that ships (romo, romo-paper).
         kinds: What modalities are, where the files do not tell: image=grey,shape=mesh.
+        trust: Column with the trust in each training row, such as audit's pair_trust; short for --train.trust.
         on_bad_sample: stop at the first unreadable sample, or quarantine such samples and go on.
         resume: A run folder to go on with; its own configuration is used.
     """
@@ -38,6 +41,10 @@ def run(
     else:
         if data is None:
             raise InputError("consilience train needs --data: an embedded data set's name, a Table or a source")
+        if trust is not None:
+            if train.trust not in (None, trust):
+                raise InputError(f"--trust {trust} and --train.trust {train.trust} name two columns; give one of them")
+            train = replace(train, trust=trust)
         done = api.train(
             name,
             data,
