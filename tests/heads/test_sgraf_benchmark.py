@@ -27,6 +27,12 @@ def test_report() -> None:
     assert 0 <= report["memory"]["taken_mb"] < report["memory"]["ceiling_mb"]
 
 
+def test_memory_is_measured_although_this_process_has_been_larger() -> None:
+    large = torch.ones(1 << 27)  # 512 MB
+    del large
+    assert sgraf.evaluation_memory((40, 200), 64, 64 << 20) > 1
+
+
 @pytest.mark.parametrize("loss", ["hard", "mean"])
 def test_both_sides_do_the_same_work(loss: sgraf.Loss) -> None:
     forward = [sgraf._forward(plain, embed=16, seed=0)() for plain in (True, False)]
