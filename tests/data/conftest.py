@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import csv
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import trimesh
 from PIL import Image
@@ -66,3 +70,16 @@ def mnist3d(tmp_path_factory: pytest.TempPathFactory) -> Table:
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
     return Table.create(tmp_path / "table", make_rows(37, missing=(5,)), KINDS, "made up")
+
+
+def write_manifest(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import trimesh
 
@@ -21,7 +18,7 @@ from consilience.data.schema import Kind
 from consilience.data.table import Table
 from consilience.errors import InputError
 
-from .conftest import npy, png
+from .conftest import npy, png, write_manifest
 
 
 def picture(i: int, colour: bool = False) -> bytes:
@@ -64,19 +61,6 @@ def entries(n: int) -> list[dict[str, object]]:
         }
         for i in range(n)
     ]
-
-
-def write_manifest(path: Path, rows: list[dict[str, object]]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

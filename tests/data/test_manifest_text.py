@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +19,7 @@ from consilience.data.schema import Kind
 from consilience.data.table import Row, Table
 from consilience.errors import InputError
 
-from .conftest import png
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
+from .conftest import png, write_manifest
 
 
 def table_of(path: Path, folder: Path, **columns: str) -> Table:
@@ -57,7 +42,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_text_columns_by_name(pictures: Path, suffix: str, name: str) -> None:
     captions = ["a dog, running", "दाँत", "007"]
     rows: list[dict[str, object]] = [{"image": f"{i}.png", name: captions[i], "note": "x y"} for i in range(3)]
-    table = table_of(write(pictures / f"list{suffix}", rows), pictures / "t")
+    table = table_of(write_manifest(pictures / f"list{suffix}", rows), pictures / "t")
     assert table.modalities == {"image": Kind.GREY, name: Kind.TEXT}
     assert texts(table, name) == captions
     assert table.column(f"origin_{name}")[1] == f"list{suffix}::{name}[1]"
@@ -67,7 +52,7 @@ def test_text_columns_by_name(pictures: Path, suffix: str, name: str) -> None:
 
 def test_text_columns_by_choice(pictures: Path) -> None:
     rows: list[dict[str, object]] = [{"image": f"{i}.png", "words": f"{i}", "caption": "c"} for i in range(3)]
-    table = table_of(write(pictures / "list.csv", rows), pictures / "t", image="image", text="words")
+    table = table_of(write_manifest(pictures / "list.csv", rows), pictures / "t", image="image", text="words")
     assert table.modalities == {"image": Kind.GREY, "text": Kind.TEXT}
     assert texts(table, "text") == ["0", "1", "2"]
     assert table.column("caption").tolist() == ["c"] * 3
@@ -77,7 +62,7 @@ def test_files_of_text_and_missing_pictures_are_not_captions(pictures: Path) -> 
     for i in range(3):
         (pictures / f"{i}.txt").write_text(f"file {i}")
     rows: list[dict[str, object]] = [{"a": f"{i}.txt", "b": f"lost{i}.png"} for i in range(3)]
-    path = write(pictures / "list.csv", rows)
+    path = write_manifest(pictures / "list.csv", rows)
     reading = read_manifest(path, {"text": "a"})
     table = write_reading(reading, pictures / "t", {"text": "text"}, "stop")
     assert texts(table, "text") == ["file 0", "file 1", "file 2"]
@@ -87,7 +72,7 @@ def test_files_of_text_and_missing_pictures_are_not_captions(pictures: Path) -> 
 
 def test_numbers_called_text_stay_a_column(pictures: Path) -> None:
     rows: list[dict[str, object]] = [{"image": f"{i}.png", "text": i, "features": f"f{i}"} for i in range(3)]
-    table = table_of(write(pictures / "list.parquet", rows), pictures / "t")
+    table = table_of(write_manifest(pictures / "list.parquet", rows), pictures / "t")
     assert table.modalities == {"image": Kind.GREY}
     assert table.column("text").tolist() == [0, 1, 2]
     assert table.column("features").tolist() == ["f0", "f1", "f2"]
@@ -95,16 +80,16 @@ def test_numbers_called_text_stay_a_column(pictures: Path) -> None:
 
 def test_empty_cells_are_missing_and_blank_ones_bad(pictures: Path) -> None:
     rows: list[dict[str, object]] = [{"image": f"{i}.png", "caption": "x" if i else ""} for i in range(3)]
-    table = table_of(write(pictures / "list.csv", rows), pictures / "t")
+    table = table_of(write_manifest(pictures / "list.csv", rows), pictures / "t")
     assert texts(table, "caption") == [None, "x", "x"]
     rows[0]["caption"] = "  "
     with pytest.raises(InputError, match=r"caption from list.csv::caption\[0\]: nothing to read"):
-        table_of(write(pictures / "list.csv", rows), pictures / "u")
+        table_of(write_manifest(pictures / "list.csv", rows), pictures / "u")
 
 
 def test_captions_longer_than_a_file_name(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"says": "x" * 5000}, {"says": "a\0b"}]
-    table = table_of(write(tmp_path / "list.jsonl", rows), tmp_path / "t", says="says")
+    table = table_of(write_manifest(tmp_path / "list.jsonl", rows), tmp_path / "t", says="says")
     assert texts(table, "says") == ["x" * 5000, "a\0b"]
 
 
@@ -115,7 +100,7 @@ def test_lists_of_captions_become_rows_of_a_group(pictures: Path, suffix: str) -
         {"id": f"p{i}", "image": f"{i}.png", "captions": captions[i], "split": "test" if i == 2 else "train"}
         for i in range(3)
     ]
-    table = table_of(write(pictures / f"list{suffix}", rows), pictures / "t")
+    table = table_of(write_manifest(pictures / f"list{suffix}", rows), pictures / "t")
     assert table.column("id").tolist() == ["p0#0", "p0#1", "p1#0", "p2#0"]
     assert table.column("group").tolist() == [0, 0, 1, 2]
     assert table.schema.field("group").type == pa.int64()
@@ -127,17 +112,17 @@ def test_lists_of_captions_become_rows_of_a_group(pictures: Path, suffix: str) -
 
 def test_a_group_of_the_source_is_kept(pictures: Path) -> None:
     rows: list[dict[str, object]] = [{"image": f"{i}.png", "group": 7 + i // 2, "caption": f"{i}"} for i in range(3)]
-    table = table_of(write(pictures / "list.csv", rows), pictures / "t")
+    table = table_of(write_manifest(pictures / "list.csv", rows), pictures / "t")
     assert table.column("group").tolist() == [7, 7, 8]
     lists: list[dict[str, object]] = [{**row, "caption": ["x", "y"]} for row in rows]
-    spread = table_of(write(pictures / "list.jsonl", lists), pictures / "u")
+    spread = table_of(write_manifest(pictures / "list.jsonl", lists), pictures / "u")
     assert spread.column("group").tolist() == [7, 7, 7, 7, 8, 8]
     named: list[dict[str, object]] = [{**row, "group": "g"} for row in lists]
     with pytest.raises(InputError, match="column group is string; caption needs whole numbers"):
-        table_of(write(pictures / "named.jsonl", named), pictures / "v")
+        table_of(write_manifest(pictures / "named.jsonl", named), pictures / "v")
     two: list[dict[str, object]] = [{**row, "title": ["x"]} for row in lists]
     with pytest.raises(InputError, match="caption and title hold lists of texts"):
-        table_of(write(pictures / "two.jsonl", two), pictures / "v")
+        table_of(write_manifest(pictures / "two.jsonl", two), pictures / "v")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -145,7 +130,7 @@ def test_vectors(tmp_path: Path, suffix: str) -> None:
     rows: list[dict[str, object]] = [
         {"Embedding": [0.5, i, 2], "other": [1, 2][: i + 1], "plain": [1.5]} for i in range(2)
     ]
-    path = write(tmp_path / f"list{suffix}", rows)
+    path = write_manifest(tmp_path / f"list{suffix}", rows)
     table = table_of(path, tmp_path / "t")
     assert table.modalities == {"Embedding": Kind.VECTOR}
     assert table.sizes == {"vector_width": 3}
@@ -168,7 +153,7 @@ def test_vectors_with_holes_are_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_import_names_the_choices(tmp_path: Path) -> None:
-    path = write(tmp_path / "list.csv", [{"note": "x"}])
+    path = write_manifest(tmp_path / "list.csv", [{"note": "x"}])
     with pytest.raises(InputError, match="pictures, shapes, captions or vectors"):
         read_manifest(path)
 
@@ -176,6 +161,6 @@ def test_nothing_to_import_names_the_choices(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_round_trips_through_parquet(tmp_path: Path, captions: list[str]) -> None:
-    path = write(tmp_path / "list.parquet", [{"caption": caption} for caption in captions])
+    path = write_manifest(tmp_path / "list.parquet", [{"caption": caption} for caption in captions])
     rows = [row for row in read_manifest(path).rows if isinstance(row, Row)]
     assert [(row.values.get("caption") or b"").decode() for row in rows] == captions

@@ -22,6 +22,7 @@ from consilience.methods.registry import find
 from consilience.noise.pair_beliefs import PairBeliefs
 from consilience.training.api import Run, resume, settled, train
 from consilience.training.config import TrainConfig
+from consilience.training.configure import more_epochs
 from consilience.training.loop import Interrupted
 from consilience.training.passes import encode_rows
 from consilience.training.run import RunFolder, plain_values
@@ -69,7 +70,7 @@ def train_judges(
     fold = _folds(table, chosen, folds, options.seed)
     if config is None:
         pairs = len(chosen) * (folds - 1) // folds if folds > 1 else len(chosen)
-        config = _more_epochs(find(method).cls.Config(), -(-ENOUGH // max(1, pairs)))
+        config = more_epochs(find(method).cls.Config(), -(-ENOUGH // max(1, pairs)))
     judges = []
     for number in range(folds):
         mine = chosen[fold != number] if folds > 1 else chosen
@@ -87,11 +88,6 @@ def train_judges(
         place = out / ("run" if folds == 1 else f"run-{number + 1}-of-{folds}")
         judges.append(Judge(_train(table, place, method, config, own, quiet), index[mine]))
     return judges
-
-
-def _more_epochs(config: Any, factor: int) -> Any:
-    """A configuration with the epochs of all phases multiplied."""
-    return replace(config, **{name: value * factor for name, value in vars(config).items() if name.endswith("epochs")})
 
 
 def judge_of(run: Run, table: Table) -> Judge:

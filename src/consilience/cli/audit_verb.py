@@ -47,25 +47,19 @@ def run(
     from pathlib import Path
 
     from consilience.audit.api import audit
-    from consilience.errors import InputError, unknown
+    from consilience.errors import InputError
     from consilience.methods.registry import find
     from consilience.training.config import TrainConfig
-    from consilience.training.configure import merge, read_yaml
+    from consilience.training.configure import merge, read_recipe
 
     options = TrainConfig(validation=0.0, select="last")
     name, settings = method or "pc2", None
     if config is not None:
         if not train:
             raise InputError("--config is a recipe for --train; give both")
-        recipe = read_yaml(config, "")
-        for key in recipe:
-            if key not in ("method", "method_config", "train"):
-                raise unknown(f"key in {config}", str(key), ("method", "method_config", "train"))
-        name = method or str(recipe.get("method", name))
-        if recipe.get("method", name) != name:
-            raise InputError(f"{config} is a recipe of {recipe['method']}, not of {name}; choose another --config")
-        settings = merge(find(name).cls.Config(), recipe.get("method_config") or {})
-        options = merge(options, recipe.get("train") or {})
+        found, values, loop = read_recipe(config, method)
+        name = found or name
+        settings, options = merge(find(name).cls.Config(), values), merge(options, loop)
     elif method is not None and not train:
         raise InputError("--method says what to train; give --train as well")
     return audit(

@@ -84,6 +84,7 @@ def parse(words: list[str]) -> dict[str, Any] | None:
     from consilience.errors import InputError
     from consilience.methods.registry import find, methods
     from consilience.training.config import TrainConfig
+    from consilience.training.configure import merge, read_recipe
 
     if any(word.partition("=")[0] == "--resume" for word in words):
         words = _resuming(words)
@@ -94,7 +95,8 @@ def parse(words: list[str]) -> dict[str, Any] | None:
     base, options = find(words[0]).cls.Config(), TrainConfig()
     recipe = value_of("--config", words)
     if recipe is not None:
-        base, options = _put_recipe(recipe, words[0], base, options)
+        _, method, train = read_recipe(recipe, words[0])
+        base, options = merge(base, method), merge(options, train)
     return parse_call(run, words, "consilience train", {"method": base, "train": options})
 
 
@@ -115,23 +117,6 @@ def _resuming(words: list[str]) -> list[str]:
         if option.startswith("-") and option not in ("--resume", "-h", "--help"):
             raise InputError(f"{option} does not go with --resume: {place} goes on with its own config.yaml; drop it")
     return words if words[0] == method else [method, *words]
-
-
-def _put_recipe(recipe: str, method: str, base: Any, options: Any) -> tuple[Any, Any]:
-    """The method's and the loop's configuration with a recipe's values over them."""
-    from consilience.errors import InputError, unknown
-    from consilience.training.configure import merge, read_yaml
-
-    content = read_yaml(recipe, "")
-    for key in content:
-        if key not in ("method", "method_config", "train"):
-            raise unknown(f"key in {recipe}", str(key), ("method", "method_config", "train"))
-    if content.get("method", method) != method:
-        raise InputError(f"{recipe} is a recipe of {content['method']}, not of {method}; choose another --config")
-    for key in ("method_config", "train"):
-        if not isinstance(content.get(key) or {}, dict):
-            raise InputError(f"{recipe}: {key} holds {content[key]!r}; expected options, one a line as NAME: VALUE")
-    return merge(base, content.get("method_config") or {}), merge(options, content.get("train") or {})
 
 
 def show(result: dict[str, Any]) -> None:

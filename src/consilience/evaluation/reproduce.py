@@ -29,7 +29,7 @@ from consilience.methods.base import Method
 from consilience.methods.registry import find
 from consilience.training.api import resume, settled, table_of, train
 from consilience.training.config import TrainConfig
-from consilience.training.configure import merge, read_yaml
+from consilience.training.configure import merge, more_epochs, read_yaml
 from consilience.training.loop import Watch
 from consilience.training.run import RunFolder, commit, plain_values
 
@@ -81,7 +81,7 @@ def reproduce(
                 own = {key: value for key, value in common.items() if hasattr(find(of).cls.Config(), key)}
                 for source in (options.get("method_config", {}), entry.get("method_config", {})):
                     own = _over(own, source)
-                config = _more_epochs(merge(find(of).cls.Config(), own), factor)
+                config = more_epochs(merge(find(of).cls.Config(), own), factor)
                 loop = {
                     **experiment.get("train", {}),
                     **(train_config or {}),
@@ -119,13 +119,6 @@ def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = _over(out[key], value) if both else value
     return out
-
-
-def _more_epochs(config: Any, factor: int) -> Any:
-    epochs = {
-        name: value * factor for name, value in vars(config).items() if name == "epochs" or name.endswith("_epochs")
-    }
-    return merge(config, epochs)
 
 
 def _run(

@@ -95,3 +95,28 @@ def read_yaml(name: str | Path, folder: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} is no recipe; expected keys such as method, method_config, train")
     return content
+
+
+def read_recipe(name: str | Path, method: str | None = None) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """(method, its options, the loop's options) of a recipe, a file or one that ships, over which nothing is put yet.
+
+    Raises InputError for unknown keys, options that are none, and a recipe of another method than ``method``.
+    """
+    content, known = read_yaml(name, ""), ("method", "method_config", "train")
+    for key in content:
+        if key not in known:
+            raise unknown(f"key in {name}", str(key), known)
+    if method is not None and content.get("method", method) != method:
+        raise InputError(f"{name} is a recipe of {content['method']}, not of {method}; choose another --config")
+    for key in known[1:]:
+        if not isinstance(content.get(key) or {}, dict):
+            raise InputError(f"{name}: {key} holds {content[key]!r}; expected options, one a line as NAME: VALUE")
+    return content.get("method", method), content.get("method_config") or {}, content.get("train") or {}
+
+
+def more_epochs(config: T, factor: int) -> T:
+    """A method's configuration with the epochs of every phase multiplied, for small data."""
+    fields = vars(config).items()
+    return merge(
+        config, {name: value * factor for name, value in fields if name == "epochs" or name.endswith("_epochs")}
+    )
