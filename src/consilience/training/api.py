@@ -15,6 +15,7 @@ from consilience.data.datasets import is_dataset, read_dataset
 from consilience.data.importers import import_table, open_source
 from consilience.data.importers.romo_lists import read_pseudo_labels, write_pseudo_labels
 from consilience.data.noise_index import write_noise_index
+from consilience.data.review import Review
 from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
 from consilience.distributed import rank, world_size
@@ -217,6 +218,8 @@ def train(
     join_processes(train.device)
     fresh = not is_table(out / "table")
     table = table_of(data, out, on_bad_sample=on_bad_sample, kinds=kinds)
+    if train.review:
+        table = _reviewed(table)
     folder = RunFolder(out)
     try:
         config = settled(config, table)
@@ -240,6 +243,15 @@ def train(
     trainer.accelerator.wait_for_everyone()
     trainer.run()
     return _finish(folder, trainer)
+
+
+def _reviewed(table: Table) -> Table:
+    """The Table with every decision of its review in its columns."""
+    if rank() == 0:
+        Review.open(table).settle()
+    if world_size() > 1:
+        torch.distributed.barrier()
+    return Table.open(table.path)
 
 
 def resume(out: str | Path, *, watch: Watch | None = None, quiet: bool = False) -> Run:

@@ -60,6 +60,9 @@ class TrainConfig:
     """sample: a row takes part in that share of the epochs. exclude: rows below the threshold are left out."""
     trust_threshold: float = 0.5
     """Of ``trust_as`` exclude."""
+    review: bool = False
+    """Follow the decisions of a review (columns review and review_partner): dropped pairs are left out, re-paired ones
+    get their new partner, and both these and kept ones are trusted whatever ``trust`` says."""
 
     def __post_init__(self) -> None:
         for name, low in (("accumulate", 1), ("checkpoint_every", 1), ("log_every", 1), ("workers", 0)):
@@ -72,5 +75,10 @@ class TrainConfig:
                 raise InputError(f"--train.{name} {getattr(self, name)}: expected a share from 0 to 1")
         if self.corrupt and self.noise_index:
             raise InputError("--train.corrupt draws mismatches, --train.noise_index reads them; give one of them")
+        if self.review and (self.corrupt or self.noise_index or self.pairs != "true"):
+            raise InputError(
+                "--train.review gives pairs their reviewed partners; --train.corrupt, --train.noise_index and "
+                "--train.pairs give them others: leave these out"
+            )
         if self.clip_norm < 0:
             raise InputError(f"--train.clip_norm {self.clip_norm}: expected 0 (off) or a positive norm")

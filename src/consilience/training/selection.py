@@ -11,6 +11,7 @@ import numpy as np
 from consilience.data.corrupt import shuffle_partners_within_class
 from consilience.data.loader import Partners
 from consilience.data.noise_index import partners, read_noise_index, shuffle_groups
+from consilience.data.review import COLUMN, PARTNER
 from consilience.data.schema import Kind, Modalities
 from consilience.data.table import Table
 from consilience.errors import InputError, unknown
@@ -66,8 +67,13 @@ def select_rows(table: Table, config: TrainConfig, modalities: Modalities, compl
         why = f" that have {' and '.join(modalities)}" if complete else ""
         why += f" and pass {config.where!r}" if config.where else ""
         raise InputError(f"{table.path} has no training rows{why}; its split column must say 'train' somewhere")
+    decided = _decisions(table, everything) if config.review else None
+    if decided is not None:
+        everything, decided = everything[decided != "drop"], decided[decided != "drop"]
     mates, index = _mates(table, config, modalities, everything)
     trust = _trust(table, config, everything)
+    if trust is not None and decided is not None:
+        trust[decided != ""] = 1.0
     used = np.arange(len(everything))
     if trust is not None and config.trust_as == "exclude":
         used, trust = np.flatnonzero(trust >= config.trust_threshold), None
@@ -102,6 +108,8 @@ def _mates(
     if config.pairs == "class-shuffled":
         codes = class_codes(table)[rows]
         return {names[1]: shuffle_partners_within_class(rows, codes, config.seed)[0]}, None
+    if config.review:
+        return {names[1]: _reviewed_partners(table, rows)}, None
     if config.noise_index is None and not config.corrupt:
         return {}, None
     groups = image_numbers(table, rows)
@@ -111,6 +119,24 @@ def _mates(
     else:
         index = shuffle_groups(groups, config.corrupt, config.seed)
     return {names[0]: partners(index, groups, rows)}, index
+
+
+def _decisions(table: Table, rows: np.ndarray) -> np.ndarray:
+    """object [n]: what a review decided about each row, "" for nothing."""
+    if COLUMN not in table.columns:
+        raise InputError(
+            f"{table.path} has no column {COLUMN}; decide about pairs first: consilience serve {table.path}"
+        )
+    found = table.take(rows, [COLUMN])[COLUMN].to_pylist()
+    return np.array([decision or "" for decision in found], dtype=object)
+
+
+def _reviewed_partners(table: Table, rows: np.ndarray) -> np.ndarray:
+    """Offsets [n] of the rows that give each row its second modality."""
+    keys = table.take(rows, [PARTNER])[PARTNER].to_numpy(zero_copy_only=False).astype(np.float64)
+    out, moved = rows.copy(), ~np.isnan(keys)
+    out[moved] = table.offsets_of(keys[moved].astype(np.int64))
+    return out
 
 
 def image_numbers(table: Table, rows: np.ndarray) -> np.ndarray:
