@@ -56,7 +56,7 @@ class Ties:
         others_end = self.above + self.size - self.relevant
         last = torch.minimum((cut - others_end).clamp_min(0), self.relevant)
         counted = last + (self.before - others_end) * (harmonic[others_end + last] - harmonic[others_end])
-        return _expected_gain(self.above, self.size, self.relevant, self.before, slots, harmonic) - counted
+        return expected_gain(self.above, self.size, self.relevant, self.before, slots, harmonic) - counted
 
     def excess_hits(self, cut: int) -> Tensor:
         """Expected relevant items at ranks <= cut, minus those of the order with the relevant items last."""
@@ -83,7 +83,7 @@ class Ties:
         row, above, size = self.row[split], self.above[split], self.size[split]
         relevant, before = self.relevant[split], self.before[split]
         slots = cut - above
-        sure = gains[row] - _expected_gain(above, size, relevant, before, slots, harmonic)
+        sure = gains[row] - expected_gain(above, size, relevant, before, slots, harmonic)
         fewest = (slots - (size - relevant)).clamp_min(0)
         count = torch.minimum(relevant, slots) - fewest + 1
         case = torch.repeat_interleave(torch.arange(len(row), device=row.device), count)
@@ -92,12 +92,12 @@ class Ties:
         chance = torch.exp(
             _log_choose(relevant, hits) + _log_choose(size - relevant, slots - hits) - _log_choose(size, slots)
         )
-        gain = sure[case] + _expected_gain(above[case], slots, hits, before, slots, harmonic)
+        gain = sure[case] + expected_gain(above[case], slots, hits, before, slots, harmonic)
         share = chance * gain / (before + hits).clamp_min(1)
         return row, torch.zeros_like(sure).index_add_(0, case, share)
 
 
-def _expected_gain(
+def expected_gain(
     above: Tensor, size: Tensor, relevant: Tensor, before: Tensor, slots: Tensor, harmonic: Tensor
 ) -> Tensor:
     """Expected sum of rel_j P@j over the first ``slots`` ranks of a tie in uniformly random order.
