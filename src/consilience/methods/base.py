@@ -126,6 +126,8 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type]
     complete: ClassVar[bool] = False
     """Whether it trains on rows that have all modalities only."""
+    binary: ClassVar[bool] = False
+    """Whether the signs of its vectors are codes that it has learnt."""
     config: Any
     modalities: dict[str, Any]
 
