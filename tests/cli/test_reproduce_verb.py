@@ -209,3 +209,40 @@ def test_the_shipped_plan_compares_entries_that_exist() -> None:
         method: Any = find(entry.get("method", "pc2")).cls(config, {"a": Kind.VECTOR, "b": Kind.VECTOR}, 4)
         assert len(method.peers) == 2
     assert set(budgets.values()) == {12}
+
+
+def test_codes_of_one_training_at_several_lengths(
+    cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries that differ in the codes only share one training; settings of an entry go over those of all."""
+    plan: dict[str, Any] = {
+        "method": "contrastive",
+        "data": "mnist3d",
+        "metric": "mean Hamming mAP",
+        "figure": "hamming.mean_map",
+        "claim": "made to test",
+        "settings": {"8 bits": {"codes": {"bits": 8}}, "16 bits": {"codes": {"bits": 16}}},
+        "method_config": {"networks": 1, "scorer": {"width": 16}, "epochs": 1, "batch_size": 12},
+        "margins": [{"of": "itq", "over": "own width"}],
+        "entries": {
+            "itq": {"codes": {"by": "itq"}},
+            "random": {"codes": {"by": "lsh"}},
+            "own width": {"codes": {"by": "sign"}, "settings": {"8 bits": {"method_config": {"scorer": {"width": 8}}}}},
+        },
+    }
+    monkeypatch.setattr(experiment, "read_yaml", lambda name, folder: plan)
+    monkeypatch.setattr(experiment, "_ENOUGH", 1)
+    out = tmp_path / "out"
+    found = cli("reproduce", "contrastive", "--data", table, "-o", out, "--seeds", "1", "--quiet", "--json").json
+    assert len(found["margins"]) == 2
+    assert {name for name in found["results"] if ":" not in name} == {
+        f"{entry} at {bits} bits" for entry in plan["entries"] for bits in (8, 16)
+    }
+    trained = sorted(file.parent.name for file in (out / "runs").glob("*/model.safetensors"))
+    assert trained == ["itq-at-8-bits-0", "own-width-at-8-bits-0"]
+    for entry, bits in (("itq", 8), ("itq", 16), ("own width", 8), ("own width", 16)):
+        figures = json.loads(
+            (out / "runs" / f"{entry.replace(' ', '-')}-at-{bits}-bits-0" / "figures.json").read_text()
+        )
+        assert figures["hamming"]["bits"] == bits
+        assert found["results"][f"{entry} at {bits} bits"]["values"] == [figures["hamming"]["mean_map"]]

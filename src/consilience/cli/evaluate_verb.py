@@ -12,6 +12,9 @@ def run(
     folds: int = 1,
     ties: Literal["expected", "pessimistic"] = "expected",
     relevance: Literal["pair", "group"] = "pair",
+    bits: int | None = None,
+    by: Literal["itq", "sign", "lsh", "learned"] = "itq",
+    database: str = "split = 'train'",
 ) -> dict[str, Any]:
     """Judge a run: retrieval of pairs, and where there are labels by class; the pseudo-labels and beliefs it left.
 
@@ -22,12 +25,16 @@ def run(
         folds: Judge pairs within consecutive parts of the images and average (COCO 1K: 5).
         ties: What equal scores count for pairs: the mean over their orders, or the worst of them.
         relevance: pair, or group: whatever has the same caption as the true partner counts too.
+        bits: Judge binary codes of this length too, ranked by Hamming distance; methods that learn codes need none.
+        by: How vectors are hashed into --bits.
+        database: SQL filter of the rows that codes are searched in (and that a hasher is fitted on, without labels).
     """
     from dataclasses import replace
 
     from consilience.cli.run_report import write_run_report
     from consilience.data.table import Table
     from consilience.errors import InputError
+    from consilience.evaluation.coding import CodeOptions
     from consilience.evaluation.evaluate import evaluate
     from consilience.training.api import load
 
@@ -43,7 +50,8 @@ def run(
                         f"{name} is {kind} in {data}, but {one.path} was trained on {one.method.modalities[name]}; "
                         f"import it with --kinds {name}={one.method.modalities[name]}"
                     )
-    figures = evaluate(loaded, where=where, folds=folds, ties=ties, relevance=relevance)
+    codes = CodeOptions(bits, by, database)
+    figures = evaluate(loaded, where=where, folds=folds, ties=ties, relevance=relevance, codes=codes)
     result: dict[str, Any] = {"run": places[0], "table": str(loaded[0].table.path), **figures}
     if len(places) > 1:
         result["ensemble"] = places
@@ -85,6 +93,7 @@ def show(result: dict[str, Any]) -> None:
             print(f"{'':<18} {label:<8} " + "  ".join(f"{cut}: {value:.3f}" for cut, value in figures[key].items()))
     if "mean_map" in result:
         print(f"mean mAP@all {result['mean_map']:.3f}")
+    _show_codes(result.get("hamming"))
     for name, figures in result.get("pseudo_labels", {}).items():
         if isinstance(figures, dict):
             print(f"pseudo-labels of {name}: {figures['accuracy']:.1%} right, NMI {figures['nmi']:.3f}")
@@ -95,6 +104,19 @@ def show(result: dict[str, Any]) -> None:
         found = f", AUROC {noise['auroc']:.3f} of finding them" if "auroc" in noise else ""
         print(f"mismatched pairs: {noise['true_noise_ratio']:.1%}, believed {noise['noise_ratio']:.1%}{found}")
     print(f"next    {command('index', result['table'], '--run', result['run'])}")
+
+
+def _show_codes(found: dict[str, Any] | None) -> None:
+    if not found:
+        return
+    print(f"codes of {found['bits']} bits by {found['by']}, {found['database_rows']} rows where {found['database']}")
+    for name, way in found["directions"].items():
+        cuts = "  ".join(f"@{cut}: {value:.3f}" for cut, value in way["map_at_k"].items())
+        print(
+            f"{name:<18} Hamming mAP {way['map']:.3f} [{way['ci95'][0]:.3f}, {way['ci95'][1]:.3f}]  {cuts}  "
+            f"real query {way['asymmetric_map']:.3f}  real vectors {way['real_map']:.3f}"
+        )
+    print(f"mean Hamming mAP {found['mean_map']:.3f}")
 
 
 def _show_pairs(pairs: dict[str, Any]) -> None:

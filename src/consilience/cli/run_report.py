@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from consilience.data.table import QUARANTINE
-from consilience.evaluation.figures import loss_curves
+from consilience.evaluation.figures import loss_curves, precision_recall
 from consilience.evaluation.report import Report
 from consilience.training.api import Run
 
@@ -47,6 +47,17 @@ def add_figures(page: Report, figures: Mapping[str, Any]) -> None:
     if "directions" in figures:
         shown = [[name, way["map"], *way["ci95"]] for name, way in figures["directions"].items()]
         page.table(("retrieval by class", "mAP", "low", "high"), shown)
+    if "hamming" in figures:
+        found = figures["hamming"]
+        shown = [[name, way["map"], *way["ci95"], way["asymmetric_map"], way["real_map"]]
+                 for name, way in found["directions"].items()]  # fmt: skip
+        heads = (f"codes of {found['bits']} bits by {found['by']}", "mAP", "low", "high", "real query", "real vectors")
+        page.table(heads, shown)
+        page.figure(
+            precision_recall({name: way["curve"] for name, way in found["directions"].items()}),
+            f"Precision and recall within Hamming radius 0 to {found['bits']}, mean over queries, in "
+            f"{found['database_rows']} rows where {found['database']}.",
+        )
     if "noise" in figures:
         page.table(("mismatches injected into the training pairs", ""), list(figures["noise"].items()))
 

@@ -34,8 +34,8 @@ def hash_columns(
     """Write packed codes uint8 [n, bits / 8] of the vectors ``name_<modality>`` into columns ``into_<modality>``.
 
     The map is fitted on the rows that pass ``fit_where`` (default: those of split train, all where there are none)
-    and have every modality, and kept in the Table's folder under ``hashers``. Of a method that learns codes itself
-    (``binary``) the signs are taken as they are, and ``bits`` and ``by`` are not asked for. ``where``: rows to code.
+    and have every modality, and kept in the Table's folder under ``hashers``. Without ``bits``, the signs of a
+    method that learns codes itself (``binary``) are taken as they are. ``where``: rows to code.
     Returns modality to column.
 
     Raises InputError for vectors of another encoder, and what :func:`fit_hasher` refuses.
@@ -46,10 +46,8 @@ def hash_columns(
         if not column.isidentifier() or (column in table.columns and table.provenance(column) is None):
             raise InputError(f"{column!r} cannot name a new column of {table.path}; choose another --into")
     first = table.provenance(column_of(names[0], name)) or {}
-    if run.method.binary:
-        width = table.take(np.array([0]), [column_of(names[0], name)]).schema.field(0).type.list_size
-        if bits not in (None, width):
-            raise InputError(f"{run.path} has learnt codes of {width} bits; leave --bits {bits} out")
+    if run.method.binary and bits is None:
+        width = table.schema.field(column_of(names[0], name)).type.list_size
         hasher, file = identity_hasher(width), "sign"
     else:
         if bits is None:

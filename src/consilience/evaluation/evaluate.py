@@ -16,6 +16,7 @@ from torch import Tensor
 from consilience.data.table import Table
 from consilience.errors import InputError
 from consilience.evaluation.clustering import clustering_accuracy, nmi, view_agreement
+from consilience.evaluation.coding import CodeOptions, code_figures
 from consilience.evaluation.matching import CUTS, TieRule, ceiling
 from consilience.evaluation.matching import folds as judge
 from consilience.evaluation.retrieval import RetrievalResult, retrieval
@@ -82,12 +83,16 @@ def evaluate(
     folds: int = 1,
     ties: TieRule = "expected",
     relevance: Relevance = "pair",
+    codes: CodeOptions | None = None,
 ) -> dict[str, Any]:
     """All figures of the rows that pass ``where``, with 95% bootstrap intervals over queries.
 
     Always: retrieval of pairs (``pairs``, and ``rsum`` beside it). Where the rows have labels: retrieval by class, and
     the pseudo-labels of the training rows where the run left any. Where mismatches were injected into the run and it
     left beliefs about its pairs: how well these find them (``noise``).
+
+    Of a method that learns codes, and of any other when ``codes`` says how long they shall be: retrieval by Hamming
+    distance (``hamming``), with the rows as queries and those that ``codes.database`` names as the database.
 
     Several runs over the same rows and modalities are judged as one: the mean of their scores (of their cosines, by
     class); ``pseudo_labels`` and ``noise`` are then the first run's. ``folds``, ``ties``: of the pairs, see
@@ -98,15 +103,19 @@ def evaluate(
     first = _checked(runs)
     table, rows = first.table, chosen_rows(first.table, where)
     figures: dict[str, Any] = {"rows": len(rows), "where": where}
-    codes = _labels(table, where)
+    labels = _labels(table, where)
     encoded: Sequence[Encoded] | None = None
-    if codes is not None or not all(_has_scorer(one.method) for one in runs):
+    if labels is not None or not all(_has_scorer(one.method) for one in runs):
         encoded = [encode_rows(one.method, table, rows, next(one.method.parameters()).device) for one in runs]
-    if codes is not None and encoded is not None:
-        figures |= _label_figures(_joined(encoded), codes, k)
+    if labels is not None and encoded is not None:
+        figures |= _label_figures(_joined(encoded), labels, k)
         figures["pseudo_labels"] = pseudo_label_figures(first)
+        if first.method.binary or (codes is not None and codes.bits is not None):
+            figures["hamming"] = code_figures(first, encoded[0], labels, codes or CodeOptions())
+    elif codes is not None and codes.bits is not None:
+        raise InputError(f"codes are judged by class, and no row of {table.path} where {where} has a label")
     pairs = pair_figures(runs, rows, encoded, k=k, folds=folds, ties=ties, relevance=relevance)
-    if not pairs and codes is None:
+    if not pairs and labels is None:
         raise InputError(
             f"no row of {table.path} where {where} has a label or two modalities; there is nothing to judge"
         )

@@ -39,6 +39,25 @@ def loss_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Precision over recall as the Hamming radius grows, a line an entry; radii that find next to nothing left out."""
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
+    for (name, curve), colour in zip(curves.items(), _COLOURS):
+        shown = [place for place, found in enumerate(curve["found"]) if found >= 1]
+        axis.plot(
+            [curve["recall"][i] for i in shown],
+            [curve["precision"][i] for i in shown],
+            "o-",
+            ms=3,
+            label=name,
+            color=colour,
+        )
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+    axis.legend(fontsize=8)
+    return figure
+
+
 def bars(results: Mapping[str, Sequence[float]], label: str) -> Figure:
     """One horizontal bar an entry: mean of the values, each seed's value as a dot. Shares are shown on 0..1."""
     figure = Figure(figsize=(9, 0.5 * len(results) + 1.1))

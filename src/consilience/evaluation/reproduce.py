@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 
 from consilience.data.table import Table
 from consilience.errors import InputError, unknown
+from consilience.evaluation.coding import CodeOptions
 from consilience.evaluation.evaluate import chosen_rows, evaluate, labelled_rows, mean_map
 from consilience.evaluation.figures import bars
 from consilience.evaluation.report import Report
@@ -27,9 +28,9 @@ from consilience.evaluation.stats import paired_difference, t_interval
 from consilience.files import write_json
 from consilience.methods.base import Method
 from consilience.methods.registry import find
-from consilience.training.api import resume, settled, table_of, train
+from consilience.training.api import load, resume, settled, table_of, train
 from consilience.training.config import TrainConfig
-from consilience.training.configure import merge, more_epochs, read_yaml
+from consilience.training.configure import build, merge, more_epochs, read_yaml
 from consilience.training.loop import Watch
 from consilience.training.run import RunFolder, commit, plain_values
 
@@ -60,7 +61,7 @@ def reproduce(
     experiment = read_yaml(plan or method, "experiments")
     data = data or experiment["data"]
     known = ("method", "data", "metric", "figure", "claim", "settings", "enough", "method_config", "train", "clusters",
-             "with_data", "margin", "margins", "entries")  # fmt: skip
+             "with_data", "codes", "margin", "margins", "entries")  # fmt: skip
     for key in experiment:
         if key not in known:
             raise unknown(f"key of the experiment {plan or method}", str(key), known)
@@ -78,8 +79,12 @@ def reproduce(
             for name, entry in experiment["entries"].items():
                 entry = entry or {}
                 of = entry.get("method", method)
-                own = {key: value for key, value in common.items() if hasattr(find(of).cls.Config(), key)}
-                for source in (options.get("method_config", {}), entry.get("method_config", {})):
+                special = (entry.get("settings") or {}).get(setting.removeprefix(" at "), {})
+                known_to_it = vars(find(of).cls.Config())
+                own: dict[str, Any] = {}
+                for source in (common, options.get("method_config", {})):
+                    own = _over(own, {key: value for key, value in source.items() if key in known_to_it})
+                for source in (entry.get("method_config", {}), special.get("method_config", {})):
                     own = _over(own, source)
                 config = more_epochs(merge(find(of).cls.Config(), own), factor)
                 loop = {
@@ -90,7 +95,8 @@ def reproduce(
                     "seed": seed,
                 }
                 label = f"{name}{setting}"
-                runs.setdefault(label, []).append(_run(out, table, of, label, entry, config, loop, quiet))
+                codes = _codes(*(source.get("codes", {}) for source in (experiment, options, entry, special)))
+                runs.setdefault(label, []).append(_run(out, table, of, label, entry, config, loop, codes, quiet))
     result = _summary(experiment, method, data, seeds, runs)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["epochs_factor"] = factor
@@ -105,6 +111,14 @@ def _settings(experiment: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Suffix of an entry's name to the options under which all entries are run; one empty setting by default."""
     found = experiment.get("settings") or {}
     return {f" at {name}": options or {} for name, options in found.items()} or {"": {}}
+
+
+def _codes(*sources: Mapping[str, Any]) -> CodeOptions | None:
+    """How an entry's vectors are hashed, where the plan says so; later sources win."""
+    joined: dict[str, Any] = {}
+    for source in sources:
+        joined |= source
+    return build(CodeOptions, joined) if joined else None
 
 
 def _given(table: Table, experiment: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +143,7 @@ def _run(
     entry: Mapping[str, Any],
     config: Any,
     options: dict[str, Any],
+    codes: CodeOptions | None,
     quiet: bool,
 ) -> dict[str, Any]:
     """One entry with one seed: train (or resume, or reuse), evaluate on the test split."""
@@ -136,11 +151,9 @@ def _run(
     place = out / "runs" / f"{slug}-{options['seed']}"
     done = place / "figures.json"
     train_options, config = merge(TrainConfig(), options), settled(config, table)
-    if (place / "config.yaml").exists():
-        kept = RunFolder.open(place).config()
-        wanted = (plain_values(config), plain_values(train_options), str(table.path.resolve()))
-        if (kept["method_config"], kept["train"], kept["data"]) != wanted:
-            raise InputError(f"{place} was run with other options or data; choose another -o")
+    wanted = (method, plain_values(config), plain_values(train_options), str(table.path.resolve()))
+    if (place / "config.yaml").exists() and _identity(place) != wanted:
+        raise InputError(f"{place} was run with other options or data; choose another -o")
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
@@ -152,15 +165,32 @@ def _run(
             return {"test_map": mean_map(model, table, rows, labels)}
 
         spy = watch
-    if (place / "config.yaml").exists():
+    twin = None if spy else _finished(out / "runs", wanted)
+    if twin is not None:  # another entry that differs in what is done with the vectors only
+        run = load(twin)
+    elif (place / "config.yaml").exists():
         run = resume(place, watch=spy, quiet=quiet)
     else:
         run = train(method, table, place, config=config, train=train_options, watch=spy, quiet=quiet)
-    figures = evaluate(run)
+    figures = evaluate(run, codes=codes)
     if spy is not None:
         figures["selection"] = _selection(list(run.folder.records()))
     write_json(done, figures)
     return figures
+
+
+def _identity(place: Path) -> tuple[Any, ...]:
+    """What decides a run's weights, as plain values."""
+    kept = RunFolder.open(place).config()
+    return kept["method"], kept["method_config"], kept["train"], kept["data"]
+
+
+def _finished(runs: Path, wanted: tuple[Any, ...]) -> Path | None:
+    """A finished run of this identity, if there is one."""
+    for file in sorted(runs.glob("*/model.safetensors")):
+        if _identity(file.parent) == wanted:
+            return file.parent
+    return None
 
 
 def _selection(records: list[dict[str, Any]]) -> dict[str, float]:
@@ -183,9 +213,9 @@ def _summary(
         bounds = [None if math.isnan(x) else x for x in (interval.low, interval.high)]
         results[name] = {"mean": interval.mean, "ci95": bounds, "values": values}
 
-    figure = plan.get("figure", "mean_map")
+    figure = tuple(plan.get("figure", "mean_map").split("."))
     for name, found in runs.items():
-        put(name, [run[figure] for run in found])
+        put(name, [_at(run, figure) for run in found])
     for name, found in runs.items():
         for path in _paths(found[0]):
             values = [_at(run, path) for run in found]
@@ -222,7 +252,21 @@ def _summary(
     }
 
 
-_SKIPPED = ("rows", "where", "ci95", "map_at_r", "map_at_k", "precision_at_k", "recall_at_k", "partner_recall_at_k")
+_SKIPPED = (
+    "rows",
+    "curve",
+    "precision_within",
+    "skipped",
+    "bits",
+    "database_rows",
+    "where",
+    "ci95",
+    "map_at_r",
+    "map_at_k",
+    "precision_at_k",
+    "recall_at_k",
+    "partner_recall_at_k",
+)
 
 
 def _paths(figures: Mapping[str, Any], before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
