@@ -29,7 +29,7 @@ from consilience.files import new_folder, write_text
 NAME = "samples"
 FORMAT = 1
 QUARANTINE = "quarantine.jsonl"
-_METADATA = "consilience"
+METADATA = "consilience"
 _PROVENANCE = b"consilience.provenance"
 _OWN = ("id", "index", "split", "label")
 _BATCH_ROWS, _BATCH_BYTES = 1024, 32 << 20
@@ -61,7 +61,7 @@ class Table:
         self._path = path
         self._data = dataset
         self._index: np.ndarray | None = None
-        raw = (dataset.schema.metadata or {}).get(_METADATA.encode())
+        raw = (dataset.schema.metadata or {}).get(METADATA.encode())
         if raw is None:
             raise InputError(f"{path} is a LanceDB folder but not a Consilience table; import its source instead")
         self._facts: dict[str, Any] = json.loads(raw)
@@ -121,7 +121,7 @@ class Table:
                 "sizes": dict(sizes or {}),
             }
             dataset = lance.dataset(str(folder / f"{NAME}.lance"))
-            dataset.update_schema_metadata({_METADATA: json.dumps(facts)})
+            dataset.update_schema_metadata({METADATA: json.dumps(facts)})
             if quarantine:
                 lines = "".join(json.dumps(dict(entry), ensure_ascii=False) + "\n" for entry in quarantine)
                 write_text(folder / QUARANTINE, lines)
@@ -165,6 +165,11 @@ class Table:
     def version(self) -> int:
         """Lance version: grows with every write, derived columns included. See :meth:`fingerprint`."""
         return int(self._data.version)
+
+    @property
+    def dataset(self) -> Any:
+        """The Lance dataset at the version this Table was opened at."""
+        return self._data
 
     @property
     def lance(self) -> Any:
