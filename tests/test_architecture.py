@@ -34,7 +34,10 @@ FRONT = ("__init__", "__main__")
 PAPERS_SHARE = ("base", "pairs", "registry")
 """The only files of ``methods`` that a paper's file may import."""
 LONGEST, LONGEST_PAPER = 400, 350
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lance": "pylance"}
+DISTRIBUTIONS = {
+    "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lance": "pylance", "faiss": "faiss-cpu",
+    "prometheus_client": "prometheus-client", "lance_ray": "lance-ray",
+}  # fmt: skip
 
 
 def files() -> list[Path]:
@@ -215,6 +218,14 @@ def test_what_is_imported_is_declared(trees: dict[str, ast.Module]) -> None:
                 if distribution.lower() not in declared:
                     missing.add(distribution)
     assert not missing, f"add to the dependencies in pyproject.toml: {', '.join(sorted(missing))}"
+
+
+def test_what_is_no_code_is_packed_too() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["consilience"]
+    packed = {path for pattern in patterns for path in SOURCE.glob(pattern)}
+    there = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert not there - packed, "add to package-data in pyproject.toml"
 
 
 def test_public_names_are_frozen() -> None:
