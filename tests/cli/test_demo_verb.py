@@ -64,6 +64,7 @@ def test_demo(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert text.err == ""
     assert "reused what was there" in text.out
     assert f"next    consilience search {found['table']} {found['queries']['image']['file']} --into points" in text.out
+    assert text.out.splitlines()[-1] == f"page    consilience serve {found['table']}"
     own = found["map"]["image->points"]
     low, high = found["map"]["ci95"]["image->points"]
     assert f"{own:.3f} [{low:.3f}, {high:.3f}]" in text.out

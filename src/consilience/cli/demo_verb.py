@@ -192,3 +192,4 @@ def show(result: dict[str, Any]) -> None:
     print(f"report  {result['report']}\ntable   {result['table']}")
     print(f"next    {command('search', result['table'], result['queries']['image']['file'], '--into', 'points')}")
     print("reused what was there" if result.get("reused") else f"{result['seconds']} s")
+    print(f"page    {command('serve', result['table'])}")
