@@ -36,7 +36,7 @@ PAPERS_SHARE = ("base", "pairs", "registry")
 LONGEST, LONGEST_PAPER = 400, 350
 DISTRIBUTIONS = {
     "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lance": "pylance", "faiss": "faiss-cpu",
-    "prometheus_client": "prometheus-client", "lance_ray": "lance-ray",
+    "prometheus_client": "prometheus-client",
 }  # fmt: skip
 
 

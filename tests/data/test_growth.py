@@ -262,3 +262,20 @@ def test_kill_during_optimise(table: Table) -> None:
     optimise(after)
     last = Table.open(table.path)
     assert last.take(last.select(), ["id", "image", "points"]).equals(content)
+
+
+def test_columns_over_several_fragments_and_of_no_rows(table: Table) -> None:
+    for i in range(3):
+        append(Table.open(table.path), [replace(row, id=f"{row.id}-{i}") for row in later(4, seed=30 + i)])
+    delete(Table.open(table.path), "index = 38")
+    grown = Table.open(table.path)
+    assert len(grown.dataset.get_fragments()) > 3
+    keys = np.array([48, 2, 40, 37])
+    grown.write_columns(keys, {"x": keys.astype(np.float64), "v": np.stack([keys, -keys], 1).astype(np.float32)}, {})
+    written = Table.open(table.path)
+    for key, x in zip(written.column("index"), written.column("x"), strict=True):
+        assert x == key if key in keys else np.isnan(x)
+    assert written.column("v", "index = 40").tolist() == [[40, -40]]
+    nobody = np.array([], dtype=np.int64)
+    written.write_columns(nobody, {"x": nobody.astype(np.float64)}, {})
+    assert np.isnan(Table.open(table.path).column("x")).all()

@@ -56,10 +56,25 @@ def merge_columns(data: Any, addition: pa.Table) -> Any:
     if replaced:
         project = lance.LanceOperation.Project(_schema(data.lance_schema, renamed=aside))
         base = lance.LanceDataset.commit(data, project, read_version=data.version, detached=True)
-    merged = [fragment.merge(addition, left_on="index") for fragment in base.get_fragments()]
+    merged = [fragment.merge(_part(addition, fragment), left_on="index") for fragment in base.get_fragments()]
     schema = _schema(merged[0][1], without=set(aside.values()))
     operation = lance.LanceOperation.Merge([fragment for fragment, _ in merged], schema)
     return lance.LanceDataset.commit(data, operation, read_version=data.version)
+
+
+def _part(addition: pa.Table, fragment: Any) -> pa.Table:
+    """The rows of ``addition`` that concern a fragment, in its order (Lance would hash all of them for each fragment,
+    and refuses none at all: a row that matches nothing stands for that)."""
+    own = fragment.to_table(columns=["index"])["index"].to_numpy()
+    keys = addition["index"].to_numpy()
+    order = np.argsort(keys, kind="stable")
+    place = np.minimum(np.searchsorted(keys, own, sorter=order), max(len(keys) - 1, 0))
+    found = order[place][keys[order[place]] == own] if len(keys) else np.zeros(0, np.int64)
+    if len(found):
+        return addition.take(pa.array(found))
+    nothing = [pa.array([-1], pa.int64())]
+    nothing += [pa.nulls(1, field.type) for field in addition.schema if field.name != "index"]
+    return pa.table(nothing, schema=addition.schema)
 
 
 def _schema(schema: Any, *, without: Set[str] = frozenset(), renamed: Mapping[str, str] = _NOTHING) -> Any:
