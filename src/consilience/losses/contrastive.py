@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -81,3 +82,50 @@ def weighted_pair_nce(
 ) -> Float[Tensor, ""]:
     """Mean of :func:`pair_nce` by weight. A pair of weight 0 is no anchor, but its parts stay negatives of others."""
     return (weights * pair_nce(scores, temperature)).sum() / weights.sum().clamp(min=1e-6)
+
+
+def cross_modal_nce(
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "n d"],
+    temperature: float,
+    weights: Float[Tensor, " n"] | None = None,
+    debias: float = 0.0,
+) -> Float[Tensor, ""]:
+    """N(a, b): InfoNCE of paired vectors by cosine, mean of both directions, mean over pairs by ``weights`` (equal ones
+    by default). Row i of ``a`` belongs to row i of ``b``; vectors are normalised here.
+
+    ``debias``: tau+, the share of negatives taken to be of the anchor's class (Chuang et al., "Debiased Contrastive
+    Learning", NeurIPS 2020; ConMH: 0.1), see :func:`debiased_pair_nce`.
+    """
+    scores = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
+    weights = torch.ones_like(scores[0]) if weights is None else weights
+    if debias == 0:
+        return weighted_pair_nce(scores, weights, temperature)
+    each = debiased_pair_nce(scores, temperature, debias)
+    return (weights * each).sum() / weights.sum().clamp(min=1e-6)
+
+
+def debiased_pair_nce(scores: Float[Tensor, "n n"], temperature: float, share: float) -> Float[Tensor, " n"]:
+    """:func:`pair_nce` of cosines with the sum over an anchor's n - 1 negatives replaced by
+
+    max{ (sum_neg - share (n - 1) e^pos) / (1 - share), (n - 1) e^(-1 / temperature) }.
+
+    Computed in logarithms relative to the positive: finite for any temperature.
+    """
+    logits = scores.float() / temperature
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    low, count = torch.finfo(torch.float32).min / 4, len(logits) - 1
+    if count < 1:
+        return logits.diagonal() * 0
+    log_share, log_count = math.log(share), math.log(count)
+    both = []
+    for rows in (logits, logits.T):
+        positive = rows.diagonal()
+        ratio = rows.masked_fill(own, low).logsumexp(1) - positive
+        least = log_count - 1 / temperature - positive
+        # beyond the first term there is nothing left to subtract from: the bound applies
+        enough = ratio > log_share + log_count + 1e-6
+        safe = torch.where(enough, ratio, log_share + log_count + 1.0)
+        corrected = safe + torch.log1p(-torch.exp(log_share + log_count - safe)) - math.log(1 - share)
+        both.append(F.softplus(torch.where(enough, torch.maximum(corrected, least), least)))
+    return (both[0] + both[1]) / 2

@@ -39,13 +39,17 @@ class Optimiser:
     after every ``drop_every`` epochs of the phase."""
     drop_every: int = 30
     """Of the step schedule."""
+    beta2: float = 0.999
+    """Memory of the second moment in Adam and AdamW."""
+    warmup_epochs: int = 0
+    """Of the cosine schedule: epochs that rise to ``lr`` linearly, by step, before it falls."""
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The torch optimiser over ``parameters``."""
         if self.name == "sgd":
             return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         cls = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return cls(parameters, self.lr, weight_decay=self.weight_decay)
+        return cls(parameters, self.lr, betas=(0.9, self.beta2), weight_decay=self.weight_decay)
 
     def factor(self, step: int, steps: int, epochs: int) -> float:
         """The multiple of ``lr`` at ``step`` of ``steps`` of a phase of ``epochs`` (a pure function: no state)."""
@@ -55,7 +59,10 @@ class Optimiser:
         if self.schedule == "step":
             return float(0.1 ** (epoch // max(1, self.drop_every)))
         if self.schedule == "cosine":
-            return 0.5 * (1 + float(np.cos(np.pi * epoch / max(1, epochs))))
+            early = min(self.warmup_epochs, epochs)
+            if epoch < early:
+                return (step + 1) * epochs / (early * max(1, steps))
+            return 0.5 * (1 + float(np.cos(np.pi * (epoch - early) / max(1, epochs - early))))
         rise = max(1, steps // 20)
         if step < rise:
             return (step + 1) / rise
