@@ -107,7 +107,7 @@ WRONG = {
     "check mnist3d -v": "unknown option '-v'; see consilience check --help",
     "train romo mnist3d": "unexpected argument 'mnist3d'; see consilience train --help",
     "check mnist3d twice": "unexpected argument 'twice'",
-    "search": "the following arguments are required: table, query",
+    "search": "the following arguments are required: table;",
     "train --data mnist3d": "name the method first: consilience train METHOD ...; known: contrastive, ncr, pc2, romo",
     "train romo": "consilience train needs --data",
     "import mnist3d": "needs a place for the Table: -o FOLDER",

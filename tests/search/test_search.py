@@ -14,11 +14,12 @@ import torch
 import yaml
 
 import consilience.search.search as searching
+import consilience.search.stores.approximate as approximate
 from consilience.data.decode import decode
 from consilience.data.schema import Kind
 from consilience.data.table import Table
 from consilience.errors import InputError
-from consilience.search.search import build_index, modality_of, query_vector, search
+from consilience.search.search import Searcher, build_index, modality_of, query_vector, search
 from consilience.training.api import Run, load
 from tests.cli import tiny
 from tests.cli.conftest import Cli
@@ -130,7 +131,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "no results": (lambda p: p / "good.png", {"k": 0}, "-k 0: ask for at least 1 result"),
     "wrong shape": (lambda p: np.zeros((3, 28, 28)), {"modality": "image"}, "query has shape (3, 28, 28); image of"),
     "bad filter": (lambda p: p / "good.png", {"where": "splt = 'test'"}, "splt"),
-    "no filter at all": (lambda p: p / "good.png", {"where": "split = "}, "--where 'split = ' does not fit"),
+    "no filter at all": (lambda p: p / "good.png", {"where": "split = "}, "filter 'split = ' does not fit"),
 }  # fmt: skip
 
 
@@ -177,11 +178,11 @@ def test_large_tables_get_an_inverted_file(
     made: tuple[Path, Path], table: Path, query: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "EXACT_BELOW", 50)
+    monkeypatch.setattr(approximate, "_SMALLEST", 50)
     run = load(made[0])
     told = build_index(run, Table.open(table), quiet=True)
-    assert told["columns"] == {"vector_image": "ivf_flat", "vector_points": "ivf_flat"}
-    indices = Table.open(table).lance.list_indices()
-    assert sorted(index.columns[0] for index in indices) == ["vector_image", "vector_points"]
+    assert told["columns"] == {"vector_image": "ivf", "vector_points": "ivf"}
+    assert isinstance(Searcher(run, Table.open(table)).store("vector_points"), approximate.ApproximateStore)
     found = search(run, query("png"), into="points", table=Table.open(table), k=5)
     expected = slow_ranking(run, Table.open(table), query_vector(run, "image", query("png")), "points", None)
     assert [hit.score for hit in found] == pytest.approx([score for _, score in expected[:5]], abs=1e-5)

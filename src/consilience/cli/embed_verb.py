@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 
 def run(
@@ -11,6 +11,9 @@ def run(
     where: str | None = None,
     modalities: str | None = None,
     name: str = "vector",
+    on: Literal["here", "ray"] = "here",
+    workers: int = 2,
+    address: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Write a run's vectors into columns of a Table.
@@ -21,15 +24,34 @@ def run(
         where: SQL filter of the rows to embed; the others stay empty.
         modalities: Names, comma-separated; default all the run knows.
         name: Beginning of the columns' names: NAME_MODALITY.
+        on: "here": this process, or all that torchrun has started; "ray": workers of a Ray cluster.
+        workers: With --on ray, how many workers share the parts.
+        address: With --on ray, the cluster (auto, HOST:PORT, ray://HOST:PORT); default one of this machine's own.
     """
     from consilience.data.table import Table
-    from consilience.embedding.job import embed, fingerprint
+    from consilience.embedding.job import fingerprint
+    from consilience.errors import InputError
     from consilience.training.api import load
 
+    if on == "here" and address is not None:
+        raise InputError(f"--address {address} is a Ray cluster's; add --on ray")
     loaded = load(run)
     target = Table.open(table) if table else loaded.table
     chosen = modalities.split(",") if modalities else None
-    columns = embed(loaded, target, where=where, modalities=chosen, name=name, quiet=quiet)
+    if on == "ray":
+        from importlib.util import find_spec
+
+        if find_spec("ray") is None:
+            raise InputError("--on ray needs Ray; install it with: pip install 'consilience[ray]'")
+        from consilience.embedding.on_ray import embed_on_ray
+
+        columns = embed_on_ray(
+            loaded, target, workers=workers, address=address, where=where, modalities=chosen, name=name, quiet=quiet
+        )
+    else:
+        from consilience.embedding.processes import embed_shared
+
+        columns = embed_shared(loaded, target, where=where, modalities=chosen, name=name, quiet=quiet)
     return {"run": run, "table": str(target.path), "columns": columns, "encoder": fingerprint(loaded)}
 
 

@@ -26,6 +26,7 @@ VERBS = {
     "embed": "write a run's vectors into columns of a Table",
     "index": "make a Table searchable with a run's encoders",
     "search": "find rows of one modality with a query of another",
+    "serve": "search, look around and review over HTTP, with a page",
     "bench": "speed against peers, as ratios in one run",
 }
 _EPILOGUE = """

@@ -88,7 +88,7 @@ def delete(table: Table, where: str) -> dict[str, Any]:
         table = Table.open(table.path)
         gone = len(table.select(where))
         if gone:
-            _note(table, next_index=_next_index(table))  # first: a key must not come back, whatever happens next
+            _note(table, {"next_index": _next_index(table)})  # first: a key must not come back, whatever happens next
             Table.open(table.path).dataset.delete(where)
     return {"table": str(table.path), "deleted": gone, "rows": len(Table.open(table.path))}
 
@@ -244,7 +244,7 @@ def _commit(table: Table, batch: list[Row], replace: bool, first: int, counts: d
     if changed:
         digest = hashlib.blake2b(str(_facts(table)["content"]).encode(), digest_size=16)
         digest.update("".join(f"{row.id}\x1f{ids[row.id]}\x1e" for row in changed).encode())
-        _note(table, content=digest.hexdigest())  # first: other content must never pass for the old version
+        _note(table, {"content": digest.hexdigest()})  # first: other content must never pass for the old version
         table = Table.open(table.path)
         keys = [there[row.id]["index"] for row in changed]
         data = _record_batch(table, changed, keys, ids)
@@ -327,9 +327,9 @@ def _next_index(table: Table) -> int:
     return max(int(_facts(table).get("next_index", 0)), int(table.indices().max(initial=-1)) + 1)
 
 
-def _note(table: Table, **changes: Any) -> None:
+def _note(table: Table, changes: Mapping[str, Any]) -> None:
     """Change facts of the Table in one commit."""
-    table.dataset.update_schema_metadata({METADATA: json.dumps(_facts(table) | changes)})
+    table.dataset.update_schema_metadata({METADATA: json.dumps(_facts(table) | dict(changes))})
 
 
 @contextmanager
