@@ -172,13 +172,13 @@ def test_average_precision_of_ties() -> None:
 
 
 def test_codes_of_solids_are_learnt(tmp_path: Path) -> None:
-    """90 steps on 96 pairs: far above chance (0.10) and above an untrained network, and the masked parts cost no more
+    """60 steps on 96 pairs: far above chance (0.10) and above an untrained network, and the masked parts cost no more
     than noise. The full experiment is in docs/cmah.md."""
     table = world(tmp_path, 300, 100)
-    short = {"batch_size": 32, "epochs": 30}
+    short = {"batch_size": 32, "epochs": 20}
     assert judge(CMAH(config(5), MODALITIES, 1), table)["hamming"] < 0.25
-    a, d = (fit(table, tmp_path / n, config(90, **VARIANTS[n] | short), 0, 96) for n in ("A", "D"))
-    assert d["hamming"] > 0.4
+    a, d = (fit(table, tmp_path / n, config(60, **VARIANTS[n] | short), 0, 96) for n in ("A", "D"))
+    assert d["hamming"] > 0.35
     assert d["hamming"] > a["hamming"] - 0.06
     assert d["asymmetric"] > d["hamming"]
 

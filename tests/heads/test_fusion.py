@@ -11,6 +11,7 @@ from consilience.heads.fusion import Attention, Fusion
 from consilience.heads.masked import MaskedDecoder
 
 
+@torch.no_grad()
 def slow_attention(module: Attention, x: Tensor, context: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     width, size = x.shape[2], x.shape[2] // module.heads

@@ -105,14 +105,15 @@ def test_a_query_whose_request_has_gone_is_not_encoded() -> None:
     assert encoder.calls == [("image", [1])]
 
 
-def test_closing_encodes_what_waits() -> None:
+@pytest.mark.parametrize("before", [0.0, 0.03, 0.1], ids=["waiting", "about to begin", "being encoded"])
+def test_closing_answers_what_was_asked(before: float) -> None:
     async def go() -> np.ndarray:
-        batcher = Batcher(Encoder(), batch=4, window=0.05, queue=10)
+        batcher = Batcher(Encoder(0.1), batch=4, window=0.03, queue=10)
         batcher.start()
         waiting = asyncio.ensure_future(batcher.encode("image", 7))
-        await asyncio.sleep(0)
+        await asyncio.sleep(before)
         await batcher.close()
-        return await waiting
+        return await asyncio.wait_for(waiting, 5)
 
     assert asyncio.run(go())[0] == 7
 

@@ -38,6 +38,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "encode")
         self._task: asyncio.Task[None] | None = None
+        self._busy = False  # a batch has been taken and not been answered yet
 
     @property
     def depth(self) -> int:
@@ -49,8 +50,8 @@ class Batcher:
         self._task = asyncio.get_running_loop().create_task(self._work(), name="batcher")
 
     async def close(self) -> None:
-        """Encode what waits, then stop."""
-        while self._waiting:
+        """Encode what waits, answer it, then stop."""
+        while self._waiting or self._busy:
             await asyncio.sleep(0.005)
         if self._task is not None:
             self._task.cancel()
@@ -77,7 +78,11 @@ class Batcher:
                 modality = self._waiting[0][0]
                 if self._count(modality) < self._batch:
                     await asyncio.sleep(self._window)
-                await self._one_batch(modality)
+                self._busy = True
+                try:
+                    await self._one_batch(modality)
+                finally:
+                    self._busy = False
 
     def _count(self, modality: str) -> int:
         return sum(name == modality for name, _, _ in self._waiting)
