@@ -92,10 +92,11 @@ def _dispatch(words: list[str]) -> int:
     call = verb.parse(rest) if hasattr(verb, "parse") else parse_call(verb.run, rest, f"consilience {name}")
     if call is None:
         return 0  # --help was printed
-    if "quiet" in verb.run.__annotations__:
-        call["quiet"] = flags["--quiet"]
-    result: dict[str, Any] = verb.run(**call)
-    if os.environ.get("RANK", "0") != "0":
+    for option, flag in (("quiet", "--quiet"), ("as_json", "--json")):
+        if option in verb.run.__annotations__:
+            call[option] = flags[flag]
+    result: dict[str, Any] | None = verb.run(**call)
+    if result is None or os.environ.get("RANK", "0") != "0":  # it has said all there is, or another process will
         return 0
     if flags["--json"]:
         print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))

@@ -29,7 +29,7 @@ def parse_call(
     reader = parser(program)
     groups = groups or {}
     reader.description, reader.epilog = (inspect.getdoc(function) or "").split("\n\n")[0], _EVERYWHERE
-    skip = {"quiet", *groups}
+    skip = {"quiet", "as_json", *groups}
     reader.add_function_arguments(function, as_group=False, as_positional=True, fail_untyped=True, skip=skip)
     for prefix, config in groups.items():
         reader.add_class_arguments(type(config), prefix, fail_untyped=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 KEY_VARIABLE = "CONSILIENCE_API_KEY"
@@ -23,8 +22,8 @@ def run(
     max_concurrency: int = 128,
     batch_window: float = 4.0,
     threads: int = 0,
-    quiet: bool = False,
-) -> dict[str, Any]:
+    as_json: bool = False,
+) -> None:
     """Serve a Table over HTTP, with a page to search, look around and review suspicious pairs.
 
     An API key comes from the environment variable CONSILIENCE_API_KEY or from --api-key-file, never from the command
@@ -86,14 +85,13 @@ def run(
     sock = listen(host, port)
 
     def announce(url: str) -> None:
-        if "--json" in sys.argv[1:]:
+        if as_json:
             said = {"url": url, "table": str(opened.path), "run": str(searcher.run.path), "rows": len(opened)}
             print(json.dumps(said | {"modalities": list(searcher.modalities), "key": key is not None}), flush=True)
         else:
             print(f"serving {table} at {url}", flush=True)
 
     serve(app, sock, announce)
-    raise SystemExit(0)  # all that a server has to say it said when it began to listen
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:
