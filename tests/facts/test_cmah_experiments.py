@@ -46,6 +46,7 @@ def config(steps: int, **options: Any) -> CMAHConfig:
     """The experiment's model; 300 pairs in batches of 64 are 5 steps an epoch."""
     views = ViewConfig(rotate=0, turn=180, scale=0.2, shear=0, shift=0, flip=True, jitter=0)
     base = CMAHConfig(
+        bits=32,
         image_size=32,
         image_patch=8,
         n_points=256,

@@ -53,8 +53,9 @@ MASK, FULL_PATH, MASKED_PATH = 10, 20, 30  # purposes of keyed draws, beside the
 class CMAHConfig:
     """Hyper-parameters; the defaults are ours, ``recipes/cmah-paper.yaml`` holds the sizes of the published parts."""
 
-    bits: int = 32
-    """K, length of the codes; a multiple of 8."""
+    bits: int = 128
+    """K, length of the codes; a multiple of 8. Shorter ones are better rotated out of long ones after training
+    (``index hash --bits 32``) than learnt at their length."""
     width: int = 64
     """d, width of the tokens (Point-MAE: 384)."""
     depth: int = 2
@@ -133,7 +134,7 @@ class CMAHConfig:
     """Mixture on the losses."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """Strength of the augmentation."""
-    epochs: int = 15
+    epochs: int = 40
     """Epochs over the training pairs (Point-MAE: 300)."""
     batch_size: int = 100
     """Pairs a step over all processes (Point-MAE: 128)."""
