@@ -69,7 +69,7 @@ def test_train_help_lists_the_methods_own_options(cli: Cli) -> None:
     for words in (["train", "--help"], ["train", "romo", "-h"], ["train"]):
         answer = cli(*words)
         assert answer.code == 0
-        own = "--method.warmup_epochs" if "romo" in words else "--method.encoders.image"
+        own = "--method.warmup_epochs" if "romo" in words else "--method.optimiser.lr"
         for option in (own, "--train.seed", "--on_bad_sample", "--resume"):
             assert option in answer.out
         assert "--method CONFIG" not in answer.out
@@ -108,7 +108,7 @@ WRONG = {
     "train romo mnist3d": "unexpected argument 'mnist3d'; see consilience train --help",
     "check mnist3d twice": "unexpected argument 'twice'",
     "search": "the following arguments are required: table;",
-    "train --data mnist3d": "name the method first: consilience train METHOD ...; known: contrastive, ncr, pc2, romo",
+    "train --data mnist3d": "name the method first: consilience train METHOD ...; known: cmah, contrastive, ncr, pc2, romo",
     "train romo": "consilience train needs --data",
     "import mnist3d": "needs a place for the Table: -o FOLDER",
     "index somewhere": "needs the encoders' run: --run RUN",
