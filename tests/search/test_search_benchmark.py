@@ -37,7 +37,7 @@ def test_small_run(cli: Cli, refused: Callable[..., str], tmp_path: Path, monkey
             if "passes" not in who:
                 assert side["recall_at_10"] >= (0.9 if name == "ivf" else 0.999), (name, who)
     assert faiss.cvar.distance_compute_blas_threshold == PRODUCT_FROM
-    assert "belong to bench search" in refused("bench", "romo", "--rows", 10)
+    assert "bench romo takes no --rows" in refused("bench", "romo", "--rows", 10)
     assert "at least 2000 rows" in refused("bench", "search", "--rows", 10)
 
 
