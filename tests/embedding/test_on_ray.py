@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import consilience.embedding.job as job
 from consilience.data.table import Table
 from consilience.errors import ConsilienceError, InputError
 from consilience.training.api import load
@@ -33,7 +34,7 @@ class Slow(on_ray.Encoder):
         time.sleep(0.4)
         return super().encode(number)
 on_ray.Encoder = Slow
-on_ray.embed_on_ray(load(sys.argv[1]), Table.open(sys.argv[2]), workers=2, quiet=True)
+job.embed(load(sys.argv[1]), Table.open(sys.argv[2]), by=on_ray.on_ray(2), quiet=True)
 """
 
 
@@ -64,7 +65,7 @@ def test_a_killed_job_is_resumed_and_a_dead_worker_replaced(
 
     monkeypatch.setattr(on_ray, "Encoder", Fragile)
     counted.clear()
-    columns = on_ray.embed_on_ray(load(made[0]), Table.open(table), workers=2, quiet=True)
+    columns = job.embed(load(made[0]), Table.open(table), by=on_ray.on_ray(2), quiet=True)
     assert columns == {"image": "vector_image", "points": "vector_points"}
     assert not ray.is_initialized(), "a Ray that the job has started is stopped"
     assert counted == [], "this process encodes nothing"
@@ -133,7 +134,7 @@ def test_the_queue_gives_every_part_once(
     made: tuple[Path, Path], table: Path, whole: dict[str, np.ndarray], counted: list[str], in_process: InProcess
 ) -> None:
     counted.clear()
-    on_ray.embed_on_ray(load(made[0]), Table.open(table), workers=3, quiet=True)
+    job.embed(load(made[0]), Table.open(table), by=on_ray.on_ray(3), quiet=True)
     assert sorted(counted) == [f"{number:06d}.npz" for number in range(PARTS)]
     assert in_process.started == 3
     same_bits(table, whole)
@@ -156,7 +157,7 @@ def test_a_part_that_kills_its_workers_ends_the_job(
     with pytest.raises(
         ConsilienceError, match=r"part 1 \(.*000001.npz\): 3 workers died of it, the last with ActorDied"
     ):
-        on_ray.embed_on_ray(load(made[0]), Table.open(table), workers=2, quiet=True)
+        job.embed(load(made[0]), Table.open(table), by=on_ray.on_ray(2), quiet=True)
     assert in_process.started == 2 + on_ray.TRIES - 1
     assert "vector_image" not in Table.open(table).columns
 
@@ -170,7 +171,7 @@ def test_the_workers_own_error_arrives(
 
     monkeypatch.setattr(on_ray, "Encoder", Refusing)
     with pytest.raises(InputError, match=r"row \d cannot be read"):
-        on_ray.embed_on_ray(load(made[0]), Table.open(table), workers=1, quiet=True)
+        job.embed(load(made[0]), Table.open(table), by=on_ray.on_ray(1), quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -179,4 +180,4 @@ def test_the_workers_own_error_arrives(
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], message: str, made: tuple[Path, Path], table: Path) -> None:
     with pytest.raises(InputError, match=message):
-        on_ray.embed_on_ray(load(made[0]), Table.open(table), quiet=True, **options)
+        job.embed(load(made[0]), Table.open(table), by=on_ray.on_ray(**options), quiet=True)

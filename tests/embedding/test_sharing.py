@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import consilience.embedding.job as job
+import consilience.embedding.processes as processes
 from consilience.data.table import Table
 from consilience.embedding.job import embed, finish, plan
-from consilience.embedding.processes import embed_shared
+from consilience.embedding.processes import shared
+from consilience.errors import ConsilienceError
 from consilience.training.api import load
 from tests.cli.conftest import made, table
 
@@ -68,7 +70,7 @@ SCRIPT = """
 import sys, time
 import consilience.embedding.job as job
 from consilience.data.table import Table
-from consilience.embedding.processes import embed_shared
+from consilience.embedding.processes import shared
 from consilience.training.api import load
 run, table, pause, rows = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 job.PART = rows
@@ -77,7 +79,7 @@ def write(*arguments):
     time.sleep(pause)
     true_write(*arguments)
 job._write_part = write
-embed_shared(load(run), Table.open(table), quiet=True)
+job.embed(load(run), Table.open(table), by=shared, quiet=True)
 """
 
 
@@ -164,7 +166,7 @@ def test_all_columns_appear_in_one_version(made: tuple[Path, Path], table: Path)
 
 
 def test_alone_it_is_the_plain_job(made: tuple[Path, Path], table: Path, whole: dict[str, np.ndarray]) -> None:
-    assert embed_shared(load(made[0]), Table.open(table), quiet=True) == {
+    assert embed(load(made[0]), Table.open(table), by=shared, quiet=True) == {
         "image": "vector_image",
         "points": "vector_points",
     }
@@ -201,3 +203,18 @@ def test_one_killed_process_is_resumed_by_two(
     assert all((shown / name).stat().st_nlink == 1 for name in written)
     assert {file.name: file.stat().st_mtime_ns for file in shown.iterdir()} == written
     same_bits(table, whole)
+
+
+def test_ranks_that_plan_different_jobs_are_told(
+    made: tuple[Path, Path], table: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+
+    def told(box: list[object]) -> None:
+        box[0] = ("the folder of rank 0's job", [0])
+
+    monkeypatch.setattr(processes.dist, "broadcast_object_list", told)
+    with pytest.raises(ConsilienceError, match="rank 1 plans other rows"):
+        embed(load(made[0]), Table.open(table), by=shared, quiet=True)
+    assert not set(COLUMNS) & set(Table.open(table).columns)

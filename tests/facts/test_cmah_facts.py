@@ -10,33 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from consilience.data.schema import Batch, Kind
+from consilience.data.schema import Batch
 from consilience.encoders.point_ops import farthest_points, group, nearest_points
 from consilience.heads.codes import distances, pack, unpack
 from consilience.heads.hash import straight_through
 from consilience.losses.contrastive import cross_modal_nce
 from consilience.losses.reconstruction import chamfer
-from consilience.methods.base import Progress
-from consilience.methods.cmah import CMAH, CMAHConfig
 from consilience.views.keyed import KeyedRandom
 from consilience.views.masking import hidden_count, random_masks
-
-KINDS = {"image": Kind.GREY, "points": Kind.POINTS}
-SMALL = {"bits": 16, "width": 16, "attention_heads": 2, "groups": 8, "group_size": 8, "group_width": 8}
-START = Progress(0, "train", 0, 0.0, 0)
-
-
-def batch(count: int = 6) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    cloud = torch.randn(count, 32, 3, generator=generator)
-    seen = torch.ones(count, dtype=torch.bool)
-    return Batch(torch.arange(count) + 3, {"image": pixels, "points": cloud}, {"image": seen, "points": seen.clone()})
-
-
-def method(**options: object) -> CMAH:
-    torch.manual_seed(0)
-    return CMAH(CMAHConfig(**{**SMALL, **options}), KINDS, 20)  # type: ignore[arg-type]
+from tests.methods.small_cmah import KINDS, START, batch, method
 
 
 @pytest.mark.parametrize(("tau", "value"), [(0.5, 0.340753), (0.2, 0.020012), (0.1, 1.36e-4)])
@@ -124,7 +106,7 @@ def test_9_reconstruction_reads_visible_pixels_and_is_judged_on_hidden_ones() ->
 
     through = patchify(gradient, 7).abs().sum(2)
     assert (take(through, look["image"].visible) > 0).all()
-    assert look["image"].hidden.shape == (6, 9)
+    assert look["image"].hidden.shape == (8, 9)
     shapes: list[torch.Size] = []
     decoder.register_forward_hook(lambda module, given, out: shapes.append(out.shape))
     model.step(rows, START)

@@ -19,29 +19,13 @@ from consilience.data.table import Table
 from consilience.errors import InputError
 from consilience.losses.contrastive import cross_modal_nce, pair_nce
 from consilience.losses.reconstruction import chamfer, patch_error
-from consilience.methods.base import Encoded, Measure, Optimiser, Progress
+from consilience.methods.base import Encoded, Measure, Optimiser
 from consilience.methods.cmah import CMAH, CMAHConfig, Look
 from consilience.training.api import train
 from consilience.training.config import TrainConfig
 from consilience.training.configure import merge, read_yaml
 from consilience.views.masking import take
-
-KINDS = {"image": Kind.GREY, "points": Kind.POINTS}
-SMALL = CMAHConfig(bits=16, width=16, attention_heads=2, groups=8, group_size=8, group_width=8)
-START = Progress(0, "train", 0, 0.0, 0)
-
-
-def batch(count: int = 8) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    cloud = torch.randn(count, 32, 3, generator=generator)
-    seen = torch.ones(count, dtype=torch.bool)
-    return Batch(torch.arange(count) + 3, {"image": pixels, "points": cloud}, {"image": seen, "points": seen.clone()})
-
-
-def method(**options: object) -> CMAH:
-    torch.manual_seed(0)
-    return CMAH(dataclasses.replace(SMALL, **options), KINDS, 20)  # type: ignore[arg-type]
+from tests.methods.small_cmah import KINDS, SMALL, START, batch, method
 
 
 def looks(model: CMAH, rows: Batch) -> tuple[Look, Look]:

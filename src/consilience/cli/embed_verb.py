@@ -29,7 +29,7 @@ def run(
         address: With --on ray, the cluster (auto, HOST:PORT, ray://HOST:PORT); default one of this machine's own.
     """
     from consilience.data.table import Table
-    from consilience.embedding.job import fingerprint
+    from consilience.embedding.job import embed, fingerprint
     from consilience.errors import InputError
     from consilience.training.api import load
 
@@ -43,15 +43,14 @@ def run(
 
         if find_spec("ray") is None:
             raise InputError("--on ray needs Ray; install it with: pip install 'consilience[ray]'")
-        from consilience.embedding.on_ray import embed_on_ray
+        from consilience.embedding.on_ray import on_ray
 
-        columns = embed_on_ray(
-            loaded, target, workers=workers, address=address, where=where, modalities=chosen, name=name, quiet=quiet
-        )
+        by = on_ray(workers, address)
     else:
-        from consilience.embedding.processes import embed_shared
+        from consilience.embedding.processes import shared
 
-        columns = embed_shared(loaded, target, where=where, modalities=chosen, name=name, quiet=quiet)
+        by = shared
+    columns = embed(loaded, target, where=where, modalities=chosen, name=name, by=by, quiet=quiet)
     return {"run": run, "table": str(target.path), "columns": columns, "encoder": fingerprint(loaded)}
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from tqdm import tqdm
 
 from consilience.data.datasets import is_dataset, read_dataset
 from consilience.data.importers import open_source
-from consilience.data.reading import Bad, OnBadSample, Reading, text_or_none
+from consilience.data.reading import Bad, OnBadSample, Reading, check_choice, fault, set_aside, text_or_none
 from consilience.data.schema import Kind
-from consilience.data.sizes import SampleError, Sizes
+from consilience.data.sizes import Sizes
 from consilience.data.table import METADATA, QUARANTINE, Row, Table
 from consilience.errors import InputError, unknown
 
@@ -131,8 +130,7 @@ def _grow(
     acknowledge: Acknowledge | None,
     quiet: bool,
 ) -> dict[str, Any]:
-    if on_bad_sample not in ("stop", "quarantine"):
-        raise unknown("on_bad_sample", on_bad_sample, ("stop", "quarantine"))
+    check_choice(on_bad_sample)
     counts = {"added": 0, "replaced": 0, "skipped": 0, "bad": 0}
     dealt = 0
     with _alone(table):
@@ -168,38 +166,30 @@ def _open(table: Table, source: str | Path | Iterable[Row]) -> Reading:
 
 def _checked(table: Table, reading: Reading, on_bad_sample: OnBadSample, counts: dict[str, int]) -> Iterator[Row]:
     """The rows that can be read, as the Table's kinds."""
-    sizes = table.sizes
-    measured = Sizes(table.modalities, sizes, None)
+    measured = Sizes(table.modalities, table.sizes, None)
     for row in reading.rows:
-        bad = row if isinstance(row, Bad) else _fault(table, row, measured, sizes)
-        if bad is None and isinstance(row, Row):
-            yield row
-        elif bad is not None:
-            if on_bad_sample == "stop":
-                raise InputError(
-                    f"sample {bad.id!r}, {bad.modality} from {bad.origin}: {bad.reason}; "
-                    "set such samples aside with --on-bad-sample quarantine"
-                )
+        bad = row if isinstance(row, Bad) else _fault(table, row, measured)
+        if bad is not None:
+            line = json.dumps(set_aside(bad, on_bad_sample), ensure_ascii=False)
             counts["bad"] += 1
             with (table.path / QUARANTINE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
+                file.write(line + "\n")
+        elif isinstance(row, Row):
+            yield row
 
 
-def _fault(table: Table, row: Row, measured: Sizes, sizes: Mapping[str, Any]) -> Bad | None:
+def _fault(table: Table, row: Row, measured: Sizes) -> Bad | None:
+    """What is wrong with a row, other widths of features than the Table's included."""
     for name in row.values:
         if name not in table.modalities:
             raise unknown(f"modality of {table.path}", name, table.modalities)
-    try:
-        found = measured.prove(row)
-    except SampleError as error:
-        return Bad(row.id, error.modality, row.origins.get(error.modality, ""), str(error))
-    if not found:
-        return Bad(row.id, "every modality", next(iter(row.origins.values()), "nowhere"), "nothing to read")
-    for name, size in found.items():
-        kind = table.modalities[name]
-        key = {Kind.REGIONS: "region_width", Kind.VECTOR: "vector_width"}.get(kind)
-        if key is not None and key in sizes and size[-1] != sizes[key]:
-            reason = f"{size[-1]} numbers where the table's other rows have {sizes[key]}"
+    bad, known = fault(row, measured), table.sizes
+    if bad is not None:
+        return bad
+    for name, size in measured.prove(row).items():  # remembered from a moment ago
+        key = {Kind.REGIONS: "region_width", Kind.VECTOR: "vector_width"}.get(table.modalities[name])
+        if key is not None and key in known and size[-1] != known[key]:
+            reason = f"{size[-1]} numbers where the table's other rows have {known[key]}"
             return Bad(row.id, name, row.origins.get(name, ""), reason)
     return None
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +68,7 @@ def write_reading(
     (``tokenizer``, ``max_tokens`` up to 128, ``regions``, ``region_width``, ``vector_width``) goes into
     :attr:`Table.sizes`.
     """
-    if on_bad_sample not in ("stop", "quarantine"):
-        raise unknown("on_bad_sample", on_bad_sample, ("stop", "quarantine"))
+    check_choice(on_bad_sample)
     chosen: dict[str, Kind | None] = dict(reading.kinds)
     for name, kind in (kinds or {}).items():
         if name not in chosen:
@@ -85,14 +84,9 @@ def write_reading(
 
     def checked() -> Iterator[Row]:
         for row in reading.rows:
-            bad = row if isinstance(row, Bad) else _fault(row, measured)
+            bad = row if isinstance(row, Bad) else fault(row, measured)
             if bad is not None:
-                if on_bad_sample == "stop":
-                    raise InputError(
-                        f"sample {bad.id!r}, {bad.modality} from {bad.origin}: {bad.reason}; "
-                        "set such samples aside with --on-bad-sample quarantine"
-                    )
-                quarantine.append(asdict(bad))
+                quarantine.append(set_aside(bad, on_bad_sample))
             elif isinstance(row, Row):
                 for name, data in row.values.items():
                     if chosen[name] is None and data is not None and image_channels(data) == 3:
@@ -114,7 +108,23 @@ def write_reading(
     )
 
 
-def _fault(row: Row, measured: Sizes) -> Bad | None:
+def check_choice(on_bad_sample: str) -> None:
+    """InputError for what is no :data:`OnBadSample`."""
+    if on_bad_sample not in get_args(OnBadSample):
+        raise unknown("on_bad_sample", on_bad_sample, get_args(OnBadSample))
+
+
+def set_aside(bad: Bad, on_bad_sample: OnBadSample) -> dict[str, str]:
+    """The quarantine's line for a sample that cannot be read, or InputError naming it ("stop")."""
+    if on_bad_sample == "stop":
+        raise InputError(
+            f"sample {bad.id!r}, {bad.modality} from {bad.origin}: {bad.reason}; "
+            "set such samples aside with --on-bad-sample quarantine"
+        )
+    return asdict(bad)
+
+
+def fault(row: Row, measured: Sizes) -> Bad | None:
     """What is wrong with a row; one that is sound is counted."""
     try:
         sizes = measured.prove(row)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from consilience.data.columns import as_matrix
 from consilience.data.table import Table
-from consilience.embedding.job import column_of
+from consilience.embedding.job import column_of, fingerprint
 from consilience.errors import InputError
 from consilience.training.api import Run
 from consilience.training.hashing import Hasher, Way, fit_hasher, identity_hasher
@@ -58,9 +59,9 @@ def hash_columns(
         hasher.save(table.path / FOLDER / file)
     for modality in names:
         source, column = column_of(modality, name), columns[modality]
-        rows = Table.open(table.path).select(_and(f"{source} is not null", where))
-        taken = Table.open(table.path).take(rows, ["index", source])
-        vectors = taken[source].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+        latest = Table.open(table.path)
+        taken = latest.take(latest.select(_and(f"{source} is not null", where)), ["index", source])
+        vectors = as_matrix(source, taken[source].combine_chunks())
         provenance: dict[str, Any] = {
             **{key: first[key] for key in ("run", "fingerprint", "method")},
             "bits": hasher.bits,
@@ -68,7 +69,7 @@ def hash_columns(
             "hasher": file,
             "of": source,
         }
-        Table.open(table.path).write_columns(taken["index"].to_numpy(), {column: hasher.code(vectors)}, provenance)
+        latest.write_columns(taken["index"].to_numpy(), {column: hasher.code(vectors)}, provenance)
     return columns
 
 
@@ -84,8 +85,6 @@ def hasher_of(table: Table, column: str) -> Hasher:
 
 def filled_by(run: Run, table: Table, name: str) -> list[str]:
     """The run's modalities whose vectors in ``table`` are this run's; InputError when there are none."""
-    from consilience.embedding.job import fingerprint
-
     mark, found = fingerprint(run), []
     for modality in run.method.modalities:
         column = column_of(modality, name)
@@ -114,8 +113,8 @@ def _training_vectors(table: Table, names: Sequence[str], name: str, where: str 
         rows = rows[np.linspace(0, len(rows) - 1, _FIT_ROWS).astype(np.int64)]
     found = {}
     for modality in names:
-        values = table.take(rows, [column_of(modality, name)]).column(0).combine_chunks()
-        found[modality] = values.flatten().to_numpy().reshape(len(rows), -1)
+        column = column_of(modality, name)
+        found[modality] = as_matrix(column, table.take(rows, [column])[column].combine_chunks())
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def embed(
     codes: str = "code",
     missing: bool = False,
     batch_size: int = 500,
+    by: Worker | None = None,
     quiet: bool = False,
 ) -> dict[str, str]:
     """Write unit vectors float32 [n, d] of the rows that pass the SQL filter ``where`` into columns ``name_modality``;
@@ -141,12 +142,23 @@ def embed(
 
     Returns modality to column. Rows without a modality, and rows that the filter leaves out, stay null. ``missing``:
     encode only rows that have no vector of this encoder yet, and leave all others as they are. Finished parts are kept
-    beside the Table until the columns are written, so a killed job goes on where it stopped. Raises InputError for a
-    modality that the run does not know or whose kind differs, and when nothing passes the filter.
+    beside the Table until the columns are written, so a killed job goes on where it stopped. ``by``: who encodes the
+    parts that are left and commits: this process (:func:`here`), all that torchrun has started
+    (:func:`consilience.embedding.processes.shared`) or Ray (:func:`consilience.embedding.on_ray.on_ray`). Raises
+    InputError for a modality that the run does not know or whose kind differs, and when nothing passes the filter.
     """
     job = plan(
         run, table, where=where, modalities=modalities, name=name, codes=codes, missing=missing, batch_size=batch_size
     )
+    return (by or here)(run, job, quiet)
+
+
+Worker = Callable[[Run, Plan, bool], dict[str, str]]
+"""Does what is left of a plan and commits it (quietly or not); returns modality to column."""
+
+
+def here(run: Run, job: Plan, quiet: bool) -> dict[str, str]:
+    """This process encodes all parts that are left."""
     for number in tqdm(job.left(), desc="embed", disable=quiet, mininterval=1.0):
         encode_part(run, job, number)
     return finish(job)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 from tqdm import tqdm
 
-from consilience.data.table import Table
-from consilience.embedding.job import Plan, encode_part, finish, plan
+from consilience.embedding.job import Plan, Worker, encode_part, finish
 from consilience.errors import ConsilienceError, InputError
 from consilience.training.api import Run, load
 
@@ -35,42 +33,30 @@ class Encoder:
         return number
 
 
-def embed_on_ray(
-    run: Run,
-    table: Table | None = None,
-    *,
-    workers: int = 2,
-    address: str | None = None,
-    where: str | None = None,
-    modalities: Sequence[str] | None = None,
-    name: str = "vector",
-    codes: str = "code",
-    missing: bool = False,
-    batch_size: int = 500,
-    quiet: bool = False,
-) -> dict[str, str]:
-    """:func:`consilience.embedding.job.embed` by ``workers`` actors of one CPU each.
+def on_ray(workers: int = 2, address: str | None = None) -> Worker:
+    """A :data:`~consilience.embedding.job.Worker`: ``workers`` actors of one CPU each share the parts.
 
     ``address``: a running cluster (``auto``, ``HOST:PORT``, ``ray://...``), whose nodes see the run's and the Table's
     folders at the same place; by default Ray is started on this machine and stopped at the end. A part whose worker
     dies is given to a new worker; a job that was killed goes on with the parts that are left. This process commits.
-    Raises InputError for fewer than one worker and a cluster that cannot be reached, ConsilienceError for a part that
-    :data:`TRIES` workers have died of.
+    Raises InputError for fewer than one worker and, when it works, for a cluster that cannot be reached;
+    ConsilienceError for a part that :data:`TRIES` workers have died of.
     """
     if workers < 1:
         raise InputError(f"--workers {workers}: at least 1 is needed")
-    job = plan(
-        run, table, where=where, modalities=modalities, name=name, codes=codes, missing=missing, batch_size=batch_size
-    )
-    left = job.left()
-    if left:
-        started = _start(workers, address)
-        try:
-            _encode_all(str(run.path.resolve()), job, left, min(workers, len(left)), quiet)
-        finally:
-            if started:
-                ray.shutdown()
-    return finish(job)
+
+    def work(run: Run, job: Plan, quiet: bool) -> dict[str, str]:
+        left = job.left()
+        if left:
+            started = _start(workers, address)
+            try:
+                _encode_all(str(run.path.resolve()), job, left, min(workers, len(left)), quiet)
+            finally:
+                if started:
+                    ray.shutdown()
+        return finish(job)
+
+    return work
 
 
 def _start(workers: int, address: str | None) -> bool:

@@ -14,7 +14,7 @@ from consilience.evaluation.hamming import HammingResult, asymmetric_retrieval, 
 from consilience.evaluation.ordering import same_label
 from consilience.evaluation.retrieval import retrieval
 from consilience.evaluation.stats import bootstrap_mean
-from consilience.heads.codes import distances
+from consilience.heads.codes import distances, pack
 from consilience.methods.base import Encoded
 from consilience.training.api import Run
 from consilience.training.hashing import Hasher, Way, fit_hasher, identity_hasher
@@ -57,21 +57,19 @@ def code_figures(run: Run, queries: Encoded, labels: Tensor, options: CodeOption
         "database_rows": len(rows),
         "directions": {},
     }
-    balance = []
-    codes = {name: torch.from_numpy(hasher.code(_unit(z))) for name, z in database.vectors.items()}
-    for name, there in database.present.items():
-        signs = torch.from_numpy(hasher.project(_unit(database.vectors[name]))[there.cpu().numpy()] >= 0).double()
-        balance.append(float((2 * signs.mean(0) - 1).abs().mean()))
-    for a, asked in queries.vectors.items():
+    asked = {name: hasher.project(_unit(z)) for name, z in queries.vectors.items()}
+    stored = {name: hasher.project(_unit(z)) for name, z in database.vectors.items()}
+    there = {name: mask.cpu() for name, mask in database.present.items()}
+    for a in queries.vectors:
         for b in database.vectors:
             if a == b:
                 continue
-            ask, keep = queries.present[a].cpu() & (labels >= 0), database.present[b].cpu() & (held >= 0)
-            real = hasher.project(_unit(asked))[ask.numpy()]
-            own, other = torch.from_numpy(hasher.code(_unit(asked)))[ask], codes[b][keep]
+            ask, keep = queries.present[a].cpu() & (labels >= 0), there[b] & (held >= 0)
+            real = torch.from_numpy(asked[a])[ask]
+            own, other = pack(real), pack(torch.from_numpy(stored[b])[keep])
             result = hamming_retrieval(own, other, labels[ask], held[keep])
-            asymmetric = asymmetric_retrieval(torch.from_numpy(real), other, labels[ask], held[keep])
-            cosine = retrieval(asked.cpu()[ask], database.vectors[b].cpu()[keep], labels[ask], held[keep])
+            asymmetric = asymmetric_retrieval(real, other, labels[ask], held[keep])
+            cosine = retrieval(queries.vectors[a].cpu()[ask], database.vectors[b].cpu()[keep], labels[ask], held[keep])
             found["directions"][f"{a}->{b}"] = {
                 **_direction(result),
                 "asymmetric_map": asymmetric.map,
@@ -81,7 +79,8 @@ def code_figures(run: Run, queries: Encoded, labels: Tensor, options: CodeOption
     ways = found["directions"].values()
     for name in ("map", "asymmetric_map", "real_map"):
         found[f"mean_{name}"] = float(np.mean([way[name] for way in ways]))
-    found["bit_bias"] = float(np.mean(balance))
+    signs = [np.where(real[there[name].numpy()] >= 0, 1.0, -1.0) for name, real in stored.items()]
+    found["bit_bias"] = float(np.mean([np.abs(one.mean(0)).mean() for one in signs]))
     return found
 
 
