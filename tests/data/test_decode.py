@@ -16,13 +16,12 @@ from consilience.data.decode import (
     DecodeConfig,
     decode,
     decode_batch,
-    decode_image,
     decode_points,
     format_of,
-    image_channels,
     measure,
     prove,
 )
+from consilience.data.pictures import decode_image, image_channels
 from consilience.data.schema import Kind
 from consilience.errors import InputError
 

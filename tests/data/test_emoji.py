@@ -11,9 +11,10 @@ from PIL import Image
 from consilience.data import datasets
 from consilience.data.check import check
 from consilience.data.datasets import DATASETS, dataset_names, is_dataset, read_dataset
-from consilience.data.decode import DecodeConfig, decode_image
+from consilience.data.decode import DecodeConfig
 from consilience.data.emoji import LANGUAGES, build, caption, small_picture
 from consilience.data.loader import read
+from consilience.data.pictures import decode_image
 from consilience.data.reading import write_reading
 from consilience.data.schema import Kind
 from consilience.data.table import Row, Table

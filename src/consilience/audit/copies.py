@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from scipy.fft import dctn
 
-from consilience.data.decode import decode_image, prove
+from consilience.data.decode import prove
+from consilience.data.pictures import decode_image
 from consilience.data.schema import Kind, Modalities
 from consilience.data.table import Table
 from consilience.errors import InputError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from consilience.data.decode import decode_image, decode_mesh, decode_points
+from consilience.data.decode import decode_mesh, decode_points
 from consilience.data.features import decode_vector, shape_of
+from consilience.data.pictures import decode_image
 from consilience.data.reading import png_bytes
 from consilience.data.schema import Kind
 from consilience.data.text import as_text

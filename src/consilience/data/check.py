@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from consilience.data.datasets import is_dataset, read_dataset
-from consilience.data.decode import format_of, image_channels, measure, prove
+from consilience.data.decode import format_of, measure, prove
 from consilience.data.importers import open_source
+from consilience.data.pictures import image_channels
 from consilience.data.reading import Bad
 from consilience.data.schema import Kind
 from consilience.data.table import Row, Table, is_table

@@ -17,21 +17,19 @@ from pathlib import PurePath
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float
 from torch import Tensor
 
 from consilience.data.features import decode_regions, decode_vector, is_reference, npy_array, shape_of
 from consilience.data.geometry import MESH_COLUMNS, mesh_features, pad_faces, sample_surface
+from consilience.data.pictures import IMAGE_FORMATS, Fit, decode_image, open_image, reason
 from consilience.data.schema import Kind, Modalities
 from consilience.data.text import PADDING, as_text, decode_text, encode, split_spec, tokenizer
 from consilience.errors import InputError
 
-IMAGE_FORMATS = ("png", "jpeg", "gif", "bmp", "webp", "tiff")
 ARRAY_FORMATS = ("npy", "npz")
 GEOMETRY_FORMATS = ("ply", "off", "obj", "stl", "glb")
 MIN_POINTS = 8
-MAX_PIXELS = 80_000_000
 MAX_ARRAY_BYTES = 1 << 30
 HUGE = 1e100
 _ALIASES = {"jpg": "jpeg", "tif": "tiff"}
@@ -56,7 +54,10 @@ class DecodeConfig:
     """Sizes of the decoded tensors."""
 
     image_size: int = 28
-    """Height and width of images in pixels: the shorter side is resized to it, then the centre is cut out."""
+    """Height and width of images in pixels."""
+    image_fit: Fit = "cut"
+    """How pictures of any size get there: the shorter side is resized and the centre cut out (cut), the longer side is
+    resized and black put around (whole), or the centre is cut out at its own scale (centre)."""
     n_points: int = 128
     """Points per cloud."""
     n_faces: int = 500
@@ -110,38 +111,6 @@ def format_of(data: bytes, origin: str = "", kind: Kind | None = None) -> str:
     suffix = PurePath(origin.split("::")[0]).suffix.lower().lstrip(".")
     suffix = _ALIASES.get(suffix, suffix)
     return suffix if suffix in (*IMAGE_FORMATS, *ARRAY_FORMATS, *GEOMETRY_FORMATS) else ""
-
-
-def decode_image(data: bytes, kind: Kind, size: int) -> UInt8[np.ndarray, "c {size} {size}"]:
-    """A picture as uint8 [3 or 1, size, size].
-
-    Transparency is composited on white; the shorter side is resized to ``size`` (bilinear, with
-    anti-aliasing) and the centre cut out; EXIF rotation is applied; 16-bit greys keep their upper byte; of
-    an animation the first frame counts. Raises :class:`InputError` for broken data, other files and more
-    than 100 megapixels.
-    """
-    picture = _open_image(data)
-    mode = "RGB" if kind is Kind.RGB else "L"
-    try:
-        if picture.format == "JPEG":
-            picture.draft(mode, (2 * size, 2 * size))
-        picture = _flatten(ImageOps.exif_transpose(picture), mode)
-    except Exception as error:
-        raise InputError(f"broken image ({_reason(error)}); repair or remove it") from error
-    width, height = picture.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.crop((left, top, left + size, top + size))
-    pixels = np.array(picture, dtype=np.uint8)
-    return pixels[None] if kind is Kind.GREY else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def image_channels(data: bytes) -> int:
-    """1 for a picture that is stored in grey without transparency, else 3 (read from the header)."""
-    return 1 if _open_image(data).mode in ("1", "L", "I;16", "I;16B", "I;16L", "I") else 3
 
 
 def decode_points(data: bytes, origin: str, n: int) -> Float[np.ndarray, "{n} 3"]:
@@ -215,7 +184,7 @@ def decode_mesh(data: bytes, origin: str, faces: int) -> Float[np.ndarray, "{fac
 def decode(data: bytes, kind: Kind, origin: str, config: DecodeConfig) -> np.ndarray:
     """One sample as an array of shape ``config.shape(kind)`` and of numpy's counterpart of ``kind.dtype``."""
     if kind.is_image:
-        return decode_image(data, kind, config.image_size)
+        return decode_image(data, kind, config.image_size, config.image_fit)
     if kind is Kind.TEXT:
         return decode_text(data, config.tokenizer, config.max_tokens)
     if kind is Kind.REGIONS:
@@ -232,7 +201,7 @@ def measure(data: bytes, kind: Kind, origin: str) -> tuple[int, ...]:
     mesh, (characters,) of a caption, (regions, width) and (width,) of features; a mesh that is read as a cloud
     counts its vertices. Raises :class:`InputError` like the decoding functions."""
     if kind.is_image:
-        picture = _open_image(data)
+        picture = open_image(data)
         return picture.height, picture.width
     if kind is Kind.TEXT:
         return (len(as_text(data)),)
@@ -291,30 +260,6 @@ def decode_batch(
     return values, present
 
 
-def _open_image(data: bytes) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data), formats=[name.upper() for name in IMAGE_FORMATS])
-    except Exception as error:
-        what = "empty file" if not data else "not a readable image"
-        raise InputError(f"{what}; expected one of {', '.join(IMAGE_FORMATS)}") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(f"image of {picture.width} x {picture.height} pixels; the limit is {MAX_PIXELS}")
-    return picture
-
-
-def _flatten(picture: Image.Image, mode: str) -> Image.Image:
-    """Decode fully, put transparency on white, convert to ``mode``."""
-    if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert(mode)
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels; store 8 or 16 bits")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        colours = picture.convert("RGBA")
-        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, colours).convert("RGB")
-    return picture.convert(mode)
-
-
 def _content_rng(data: bytes) -> np.random.Generator:
     seed = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
     return np.random.default_rng(seed)
@@ -335,7 +280,7 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
                 raise ValueError(f"more than {MAX_ARRAY_BYTES} bytes when unpacked")
             raw = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in members}
     except Exception as error:
-        raise InputError(f"broken NumPy file ({_reason(error)}); repair or remove it") from error
+        raise InputError(f"broken NumPy file ({reason(error)}); repair or remove it") from error
     if not raw:
         raise InputError("npz without arrays; store the sample with numpy.savez")
     return {name: npy_array(array) for name, array in raw.items()}
@@ -360,7 +305,7 @@ def _geometry(data: bytes, origin: str) -> tuple[np.ndarray, np.ndarray]:
         if faces.size and (faces.min() < 0 or faces.max() >= len(vertices)):
             raise ValueError("a face names a vertex that is not there")
     except Exception as error:
-        raise InputError(f"broken {kind} file ({_reason(error)}); repair or remove it") from error
+        raise InputError(f"broken {kind} file ({reason(error)}); repair or remove it") from error
     return vertices, faces
 
 
@@ -385,8 +330,3 @@ def _meshnet_npz(arrays: Mapping[str, np.ndarray], n_faces: int, rng: np.random.
             raise InputError("the corners fit the centres neither as absolute nor as relative positions")
         corners = corners + centres[:, None]
     return pad_faces(corners, normals, neighbours, n_faces, rng)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:160]

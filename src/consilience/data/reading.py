@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from consilience.data.decode import image_channels
+from consilience.data.pictures import image_channels
 from consilience.data.schema import Kind
 from consilience.data.sizes import SampleError, Sizes
 from consilience.data.table import Row, Table

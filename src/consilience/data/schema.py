@@ -41,6 +41,20 @@ class Kind(StrEnum):
         return torch.uint8 if self.is_image else torch.int64 if self is Kind.TEXT else torch.float32
 
 
+class Target(StrEnum):
+    """What a method may be told about its samples beside their modalities. It names the columns in
+    :attr:`~consilience.methods.base.Method.targets`; a method that names none, which is every unsupervised one, gets
+    nothing but tensors of its modalities."""
+
+    CLASS = "class"
+    """A name: int64 [b], its place in the sorted list of names of the whole Table; -1 without one."""
+    NUMBER = "number"
+    """A number: float32 [b]; NaN without one."""
+    PLACES = "places"
+    """Positions in the picture: float32 [b, m, 2], x (right) and y (down) in pixels of the decoded picture; NaN beyond
+    a sample's own, and in all of a sample's places where it has no annotation (an empty one has none at all)."""
+
+
 Modalities = Mapping[str, Kind]
 """Modality name to kind, in the order of the Table's columns."""
 

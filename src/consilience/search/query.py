@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from consilience.data.decode import GEOMETRY_FORMATS, IMAGE_FORMATS, decode, format_of
+from consilience.data.decode import GEOMETRY_FORMATS, decode, format_of
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.features import is_reference
 from consilience.data.schema import Batch, Kind
 from consilience.errors import InputError, unknown

@@ -16,7 +16,8 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from consilience.audit.thumbnails import thumbnail
-from consilience.data.decode import IMAGE_FORMATS, MAX_PIXELS, format_of
+from consilience.data.decode import format_of
+from consilience.data.pictures import IMAGE_FORMATS, MAX_PIXELS
 from consilience.data.schema import Kind
 from consilience.data.table import Table
 from consilience.embedding.layout import map_column

@@ -27,7 +27,8 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS, IMAGE_FORMATS, format_of
+from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS, format_of
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.reading import Bad, Reading, npy_bytes, text_or_none
 from consilience.data.schema import Kind
 from consilience.data.table import Row

@@ -29,8 +29,9 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS, IMAGE_FORMATS
+from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS
 from consilience.data.importers.manifest import kind_of_format
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.reading import Bad, Reading, text_or_none
 from consilience.data.schema import Kind
 from consilience.data.table import Row
