@@ -42,8 +42,9 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def first_batch(tiny: Any) -> tuple[Any, Batch]:
     torch.manual_seed(0)
     rows = tiny.table.select("split = 'train'")
-    method = find(tiny.name).cls(tiny.config, tiny.table.modalities, len(rows))
-    batch = next(read(tiny.table, rows, method.decode, 12, modalities=tuple(method.modalities)))
+    method = find(tiny.name).cls(tiny.config, tiny.modalities, len(rows))
+    names = tuple(method.modalities)
+    batch = next(read(tiny.table, rows, method.decode, 12, modalities=names, targets=method.targets))
     return method, batch
 
 
@@ -59,8 +60,11 @@ def test_losses_are_named_finite_and_reach_what_the_phase_trains(tiny):
         assert all(reached)
 
 
-def test_batches_carry_no_labels():
-    assert {field.name for field in dataclasses.fields(Batch)} == {"index", "values", "present"}
+def test_batches_carry_no_labels_but_declared_targets(tiny):
+    assert {field.name for field in dataclasses.fields(Batch)} == {"index", "values", "present", "targets"}
+    method, batch = first_batch(tiny)
+    assert set(batch.targets) == set(method.targets)
+    assert "label" not in batch.targets
 
 
 def test_same_seed_same_bits_other_seed_other_bits(tiny, tmp_path):

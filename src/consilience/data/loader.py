@@ -2,7 +2,7 @@
 
 The *global* batch is fixed first and every rank takes its contiguous part of it, so any number of ranks
 sees the same global batches, and a resumed run sees exactly the rows an uninterrupted one would have seen.
-Columns that are read: ``id``, the bytes of the modalities and their origins. Never ``label``.
+Columns that are read: ``id``, the bytes of the modalities and their origins, and what a method declares as targets.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from consilience.data.decode import DecodeConfig, decode_batch
-from consilience.data.schema import Batch, Kind
+from consilience.data.schema import Batch, Kind, Target
 from consilience.data.table import Table
+from consilience.data.targets import TargetReader
 from consilience.errors import InputError, unknown
 
 CACHE_BYTES = 1 << 30
@@ -46,7 +47,8 @@ class Loader:
     same for any number. ``cache`` keeps decoded rows in memory so that later epochs skip the decoding; by
     default when all of them take less than 1 GiB.
 
-    ``sharing``: a loader of the same rows, decoded alike, whose decoded rows serve this one too.
+    ``sharing``: a loader of the same rows, decoded alike, whose decoded rows serve this one too. ``targets``: columns
+    that the method has declared, see :class:`~consilience.data.schema.Target`.
 
     Raises :class:`InputError` for unknown modalities, sizes that make no batch, and unreadable samples.
     """
@@ -69,8 +71,11 @@ class Loader:
         modalities: tuple[str, ...] | None = None,
         weights: np.ndarray | None = None,
         sharing: Loader | None = None,
+        targets: Mapping[str, Target] | None = None,
     ) -> None:
-        self._reader: _Reader = sharing._reader if sharing else _Reader(table, rows, decode, modalities, partners or {})
+        self._reader: _Reader = (
+            sharing._reader if sharing else _Reader(table, rows, decode, modalities, partners or {}, targets or {})
+        )
         count = len(self._reader.rows)
         self._weights = weights
         if weights is not None:
@@ -160,12 +165,13 @@ def read(
     *,
     modalities: tuple[str, ...] | None = None,
     partners: Partners | None = None,
+    targets: Mapping[str, Target] | None = None,
 ) -> Iterator[Batch]:
     """All ``rows`` once, in their order, for evaluation and embedding; ``Batch.index`` = position in
     ``rows``."""
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}; give at least 1")
-    reader = _Reader(table, rows, decode, modalities, partners or {})
+    reader = _Reader(table, rows, decode, modalities, partners or {}, targets or {})
     starts = range(0, len(reader.rows), batch_size)
     positions = np.arange(len(reader.rows), dtype=np.int64)
     with closing(_ahead(reader[positions[start : start + batch_size]] for start in starts)) as batches:
@@ -182,6 +188,7 @@ class _Reader(Dataset[Batch]):
         decode: DecodeConfig,
         modalities: tuple[str, ...] | None,
         partners: Partners,
+        targets: Mapping[str, Target],
     ) -> None:
         known = table.modalities
         for name in (*(modalities or ()), *partners):
@@ -191,6 +198,7 @@ class _Reader(Dataset[Batch]):
         self.rows = np.asarray(rows, dtype=np.int64)
         self.kinds: dict[str, Kind] = {name: known[name] for name in modalities or known}
         self.partners = {name: np.asarray(offsets, dtype=np.int64) for name, offsets in partners.items()}
+        self.targets = TargetReader.of(table, targets, decode)
         for name, offsets in self.partners.items():
             if offsets.shape != self.rows.shape:
                 raise InputError(f"partners[{name!r}] has {len(offsets)} rows; give one for each of {len(rows)}")
@@ -210,11 +218,12 @@ class _Reader(Dataset[Batch]):
             decoded = decode_batch(self.table.take(offsets[positions], columns), kinds, self.decode)
             values |= decoded[0]
             present |= decoded[1]
-        names = list(self.kinds)
+        names, told = list(self.kinds), self.targets.columns()
         return Batch(
             torch.from_numpy(np.ascontiguousarray(positions)),
             {name: values[name] for name in names},
             {name: present[name] for name in names},
+            self.targets.read(self.table.take(self.rows[positions], told)) if told else {},
         )
 
 
@@ -229,6 +238,8 @@ class _Cache:
             for name, kind in reader.kinds.items()
         }
         self._present = {name: torch.zeros(count, dtype=torch.bool) for name in reader.kinds}
+        told = reader.targets
+        self._targets = {name: torch.zeros((count, *told.shape(name)), dtype=told.dtype(name)) for name in told.kinds}
 
     def holds(self, parts: list[np.ndarray]) -> bool:
         return all(bool(self._filled[positions].all()) for positions in parts)
@@ -237,6 +248,8 @@ class _Cache:
         for name, value in batch.values.items():
             self._values[name][batch.index] = value
             self._present[name][batch.index] = batch.present[name]
+        for name, value in batch.targets.items():
+            self._targets[name][batch.index] = value
         self._filled[batch.index.numpy()] = True
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
@@ -248,6 +261,7 @@ class _Cache:
             index,
             {name: value[index] for name, value in self._values.items()},
             {name: mask[index] for name, mask in self._present.items()},
+            {name: value[index] for name, value in self._targets.items()},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -52,7 +52,7 @@ class Target(StrEnum):
     """A number: float32 [b]; NaN without one."""
     PLACES = "places"
     """Positions in the picture: float32 [b, m, 2], x (right) and y (down) in pixels of the decoded picture; NaN beyond
-    a sample's own, and in all of a sample's places where it has no annotation (an empty one has none at all)."""
+    a sample's own. A row without a value is refused, an empty list is a picture without any."""
 
 
 Modalities = Mapping[str, Kind]
@@ -61,7 +61,8 @@ Modalities = Mapping[str, Kind]
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded rows. Carries no labels: unsupervised methods cannot see what is not there."""
+    """Decoded rows. Carries no labels but what a method declares as its targets, which an unsupervised one does not:
+    it cannot see what is not there."""
 
     index: Int64[Tensor, " b"]
     """Stable row key: position in the training set, key of every memory and belief."""
@@ -70,6 +71,8 @@ class Batch:
     (texts: -1)."""
     present: Mapping[str, Bool[Tensor, " b"]]
     """Modality name to presence mask."""
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    """Column to its values, as :class:`Target` says."""
 
     def __len__(self) -> int:
         return int(self.index.shape[0])
@@ -80,4 +83,5 @@ class Batch:
             self.index.to(device),
             {name: value.to(device, non_blocking=True) for name, value in self.values.items()},
             {name: mask.to(device) for name, mask in self.present.items()},
+            {name: value.to(device) for name, value in self.targets.items()},
         )

@@ -7,6 +7,7 @@ and otherwise works on tensors.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from consilience.data.decode import DecodeConfig
-from consilience.data.schema import Batch, Modalities
+from consilience.data.schema import Batch, Modalities, Target
 from consilience.errors import InputError
 
 
@@ -77,6 +78,8 @@ class Phase:
     epochs: int
     optimiser: Optimiser
     batch_size: int
+    turns: int = 1
+    """Steps taken on every batch, one after the other (:attr:`Progress.turn`)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Progress:
     """Share of the phase's steps already taken, in [0, 1)."""
     seed: int
     """The run's seed."""
+    turn: int = 0
+    """Which of the phase's steps on the same batch this is."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ class Method(nn.Module, ABC):
     """Whether it trains on rows that have all modalities only."""
     binary: ClassVar[bool] = False
     """Whether the signs of its vectors are codes that it has learnt."""
+    targets: ClassVar[Mapping[str, Target]] = {}
+    """Columns that training batches tell the method (``Batch.targets``); none for an unsupervised method."""
     config: Any
     modalities: dict[str, Any]
 
@@ -157,7 +164,12 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def step(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Named loss terms, float32 scalars, whose sum is the objective. ``batch`` carries no labels."""
+        """Named loss terms, float32 scalars, whose sum is the objective. ``batch`` carries no labels but the method's
+        ``targets``. No terms: this turn takes no step, moments of the optimiser included."""
+
+    def after_batch(self, batch: Batch, progress: Progress) -> None:
+        """Called once all turns of a batch have been stepped: twins follow, queues are pushed."""
+        return
 
     @abstractmethod
     def encode(self, batch: Batch, modality: str) -> Float[Tensor, "b d"]:
@@ -180,10 +192,10 @@ class Method(nn.Module, ABC):
         """Called at the end of a phase; returns beliefs to be written as columns of the Table."""
         return {}
 
-    @abstractmethod
     def agreement(self, held_out: Encoded) -> float:
         """How well the modalities agree on held-out pairs, without labels; the loop keeps the epoch of the highest.
-        ``held_out`` holds what :meth:`represent` gives."""
+        ``held_out`` holds what :meth:`represent` gives. NaN, the default: no such measure, the last epoch is kept."""
+        return math.nan
 
     def believe(self, labels: Mapping[str, Tensor]) -> None:
         """Take the given labels, int64 [N] by modality, instead of own pseudo-labels."""

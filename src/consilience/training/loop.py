@@ -8,6 +8,7 @@ ends in the same bits on a CPU. In several processes every rank holds a contiguo
 from __future__ import annotations
 
 import atexit
+import math
 import signal
 import sys
 import threading
@@ -165,6 +166,7 @@ class Trainer:
             partners=self.selection.partners,
             weights=self.selection.weights,
             sharing=self._decoded,
+            targets=self.method.targets,
         )
 
     def _phase(self, number: int, phase: Phase, last: bool, checkpoint: Path | None) -> None:
@@ -217,22 +219,12 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = phase.optimiser.lr * phase.optimiser.factor(done, total, phase.epochs)
             update = (number + 1) % config.accumulate == 0 or number + 1 == loader.steps
-            quiet = nullcontext() if update else self.accelerator.no_sync(step)
-            with quiet:
-                with self.accelerator.autocast():
-                    losses = step(batch.to(self.accelerator.device), now)
-                loss = torch.stack(list(losses.values())).sum()
-                if not bool(torch.isfinite(loss)):
-                    raise ConsilienceError(
-                        f"the loss is {loss.item()} in phase {phase.name}, epoch {progress.epoch}, batch {number}; "
-                        "lower the learning rate or set --train.clip_norm 1"
-                    )
-                self.accelerator.backward(loss / config.accumulate)
-            if update:
-                if config.clip_norm:
-                    torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
-                optimiser.step()
-                optimiser.zero_grad()
+            losses: dict[str, Tensor] = {}
+            moved = batch.to(self.accelerator.device)
+            for turn in range(phase.turns):
+                losses |= self._turn(step, moved, replace(now, turn=turn), optimiser, update, number)
+            self.method.after_batch(moved, now)
+            loss = torch.stack(list(losses.values())).sum() if losses else torch.zeros(())
             self.position = replace(self.position, epoch=progress.epoch, batch=number + 1, step=self.position.step + 1)
             self._report(phase, progress.epoch, losses, loss, bar)
             if update and self._stop_asked():
@@ -243,6 +235,35 @@ class Trainer:
                 )
             if update and (number + 1) % config.checkpoint_every < config.accumulate and number + 1 < loader.steps:
                 self._save(optimiser)
+
+    def _turn(
+        self,
+        step: nn.Module,
+        batch: Batch,
+        progress: Progress,
+        optimiser: torch.optim.Optimizer,
+        update: bool,
+        number: int,
+    ) -> dict[str, Tensor]:
+        """One forward and backward pass and, at an ``update``, the optimiser's step; the terms."""
+        with nullcontext() if update else self.accelerator.no_sync(step):
+            with self.accelerator.autocast():
+                losses: dict[str, Tensor] = step(batch, progress)
+            if not losses:
+                return {}
+            loss = torch.stack(list(losses.values())).sum()
+            if not bool(torch.isfinite(loss)):
+                raise ConsilienceError(
+                    f"the loss is {loss.item()} in phase {progress.name}, epoch {progress.epoch}, batch {number}; "
+                    "lower the learning rate or set --train.clip_norm 1"
+                )
+            self.accelerator.backward(loss / self.config.accumulate)
+        if update:
+            if self.config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+        return losses
 
     def _end_of_epoch(self, phase: Phase, epoch: int, last: bool, optimiser: torch.optim.Optimizer) -> None:
         record: dict[str, Any] = {"step": self.position.step, "phase": phase.name, "epoch": epoch}
@@ -258,7 +279,9 @@ class Trainer:
             )
             self.method.eval()
             record["agreement"] = self.method.agreement(seen)
-            if last and (best is None or record["agreement"] > best):
+            if math.isnan(record["agreement"]):
+                del record["agreement"]
+            elif last and (best is None or record["agreement"] > best):
                 best = record["agreement"]
                 if self.main:
                     save_model(self.run_folder.best_file, self.method)
