@@ -26,7 +26,7 @@ CROP, FLIP, ROTATE, COLOUR, GREY, BLUR, NOISE, SPECKLE = (100 + 20 * i for i in 
 
 @dataclass(frozen=True)
 class PictureViewConfig:
-    """How pictures are moved and recoloured; probabilities are per sample. Zeros, and crops of 1 to 1, change nothing."""
+    """How pictures are moved and recoloured; probabilities are per sample. Zeros and crops of 1 to 1 change nothing."""
 
     crop_low: float = 0.2
     """Smallest share of the area that a random crop keeps (MoCo v2: 0.2)."""
