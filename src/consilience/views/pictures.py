@@ -90,9 +90,8 @@ def picture_view(
     x = warp(images, random, config, size)
     x = recolour(x, random, config)
     if config.blur and config.blur_sigma:
-        x = torch.where(
-            _chance(random, BLUR, config.blur), blur(x, random.uniform(BLUR + 1, 0.1, config.blur_sigma)), x
-        )
+        soft = blur(x, random.uniform(BLUR + 1, 0.1, config.blur_sigma), config.blur_sigma).clamp(0, 1)
+        x = torch.where(_chance(random, BLUR, config.blur), soft, x)
     if config.noise and config.noise_probability:
         plane = random.normal(NOISE + 1, x.shape[2] * x.shape[3]).view(-1, 1, *x.shape[2:]) * config.noise
         x = torch.where(_chance(random, NOISE, config.noise_probability), (x + plane).clamp(0, 1), x)
