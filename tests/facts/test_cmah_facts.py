@@ -110,7 +110,7 @@ def test_9_reconstruction_reads_visible_pixels_and_is_judged_on_hidden_ones() ->
     shapes: list[torch.Size] = []
     decoder.register_forward_hook(lambda module, given, out: shapes.append(out.shape))
     model.step(rows, START)
-    assert shapes == [torch.Size([6, 9, 49])], "predictions at visible places do not even exist"
+    assert shapes == [torch.Size([8, 9, 49])], "predictions at visible places do not even exist"
 
 
 def still() -> object:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from consilience.data.decode import GEOMETRY_FORMATS, decode, format_of
-from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.features import is_reference
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.schema import Batch, Kind
 from consilience.errors import InputError, unknown
 from consilience.training.api import Run

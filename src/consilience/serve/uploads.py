@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from consilience.data.decode import ARRAY_FORMATS, GEOMETRY_FORMATS, format_of
-from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.features import is_reference, shape_of
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.schema import Kind
 from consilience.errors import InputError
 from consilience.serve.limits import Limits, Refusal
