@@ -181,8 +181,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def told(kind: type, prefix: str = "") -> dict[str, str]:
-    """What the docstring under each field of a configuration class says, by full name."""
+    """What the docstring under each field of a configuration class, or of one it extends, says, by full name."""
     texts: dict[str, str] = {}
+    for base in kind.__bases__:
+        if base is not object:
+            texts |= told(base, prefix)
     body = ast.parse(inspect.getsource(kind)).body[0]
     assert isinstance(body, ast.ClassDef)
     for field, note in pairwise(body.body):

@@ -17,7 +17,7 @@ from consilience.encoders.patches import (
     sine_cosine,
     survive,
 )
-from consilience.encoders.point_ops import group
+from consilience.encoders.point_ops import group, groups_of
 from consilience.encoders.transformer import Block
 from consilience.errors import InputError
 from consilience.views.keyed import KeyedRandom
@@ -67,7 +67,7 @@ def test_batch_norm_covers_all_points_of_all_groups() -> None:
 def test_point_tokens_are_groups() -> None:
     torch.manual_seed(0)
     tokeniser, clouds = PointTokens(4, 6, 8, 4, "layer"), torch.randn(3, 20, 3)
-    tokens, (patches, centres) = tokeniser(clouds), group(clouds, 4, 6)
+    tokens, (patches, centres) = tokeniser(clouds), group(clouds, *groups_of(clouds, 4, 6))
     assert (tokeniser.count, tokeniser.outputs) == (4, 18)
     torch.testing.assert_close(tokens.content, tokeniser.net(patches))
     torch.testing.assert_close(tokens.place, tokeniser.position(centres))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilience.encoders.point_ops import farthest_points, group, nearest_points
+from consilience.encoders.point_ops import farthest_points, group, groups_of, nearest_points
 from consilience.errors import InputError
 
 
@@ -41,7 +41,7 @@ def test_nearest_points_against_a_loop(seed: int, count: int) -> None:
 
 def test_groups_are_relative_and_start_with_their_centre() -> None:
     points = clouds(0, 4, 30)
-    patches, centres = group(points, 5, 6)
+    patches, centres = group(points, *groups_of(points, 5, 6))
     rows, near = farthest_points(points, 5), nearest_points(centres, points, 6)
     for b in range(4):
         for g in range(5):
@@ -52,7 +52,8 @@ def test_groups_are_relative_and_start_with_their_centre() -> None:
 
 
 def test_equal_points_do_no_harm() -> None:
-    patches, centres = group(torch.ones(2, 8, 3), 4, 3)
+    same = torch.ones(2, 8, 3)
+    patches, centres = group(same, *groups_of(same, 4, 3))
     assert patches.abs().max() == 0
     assert (centres == 1).all()
 
@@ -61,4 +62,4 @@ def test_too_few_points_are_refused() -> None:
     with pytest.raises(InputError, match="9 groups asked of clouds of 8 points"):
         farthest_points(torch.zeros(1, 8, 3), 9)
     with pytest.raises(InputError, match="groups of 9 asked"):
-        group(torch.zeros(1, 8, 3), 2, 9)
+        groups_of(torch.zeros(1, 8, 3), 2, 9)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consilience.data.schema import Batch
-from consilience.encoders.point_ops import farthest_points, group, nearest_points
+from consilience.encoders.point_ops import farthest_points, group, groups_of, nearest_points
 from consilience.heads.codes import distances, pack, unpack
 from consilience.heads.hash import straight_through
 from consilience.losses.contrastive import cross_modal_nce
@@ -63,7 +63,7 @@ def test_6_farthest_points_and_invariance() -> None:
     turn = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
     moved = 1.3 * points @ turn.T + torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
     assert torch.equal(farthest_points(points, 8), farthest_points(moved, 8))
-    (patches, centres), (other, others) = group(points, 8, 10), group(moved, 8, 10)
+    (patches, centres), (other, others) = (group(x, *groups_of(x, 8, 10)) for x in (points, moved))
     assert torch.equal(nearest_points(centres, points, 10), nearest_points(others, moved, 10))
     torch.testing.assert_close(1.3 * patches @ turn.T, other, atol=1e-6, rtol=0)
 

@@ -24,6 +24,7 @@ from consilience.methods.cmah import CMAH, CMAHConfig, Look
 from consilience.training.api import train
 from consilience.training.config import TrainConfig
 from consilience.training.configure import merge, read_yaml
+from consilience.views.geometry import ViewConfig
 from consilience.views.masking import take
 from tests.methods.small_cmah import KINDS, SMALL, START, batch, method
 
@@ -277,3 +278,61 @@ def test_adamw_and_the_warm_up_of_the_cosine() -> None:
     assert factors[8:] == pytest.approx(expected)
     plain = Optimiser("adam").build([torch.nn.Parameter(torch.zeros(1))])
     assert plain.defaults["betas"] == (0.9, 0.999)
+
+
+def test_remembered_codes_are_negatives_of_the_other_modality_but_not_an_anchors_own() -> None:
+    model, rows = method(memory=12, masked_weight=0.0, points_weight=0.0, image_weight=0.0), batch()
+    first = model.step(rows, START)["contrast"]
+    torch.testing.assert_close(
+        first, method(masked_weight=0.0, points_weight=0.0, image_weight=0.0).step(rows, START)["contrast"]
+    )
+    assert int(model.queue.fill.sum()) == 0, "nothing is pushed before the step is over"
+    model.after_batch(rows, START)
+    later = dataclasses.replace(rows, index=torch.tensor([3, 4, 11, 12, 13, 14, 15, 16]))
+    terms = model.step(later, START)
+    with torch.no_grad():
+        a, b = looks(model, later)
+    u, v = (torch.nn.functional.normalize(x.u, dim=1) for x in (a, b))
+    expected = 0.0
+    for z, others, ring in ((u, v, 1), (v, u, 0)):
+        kept, ids = model.queue.ring(ring)
+        assert len(kept) == 8
+        for i in range(8):
+            scores = [float(z[i] @ others[j]) / 0.2 for j in range(8)]
+            scores += [float(z[i] @ key) / 0.2 for key, of in zip(kept, ids, strict=True) if of != later.index[i]]
+            expected += float(torch.logsumexp(torch.tensor(scores), 0)) - float(z[i] @ others[i]) / 0.2
+    assert float(terms["contrast"].detach()) == pytest.approx(expected / 16, rel=1e-5)
+    with pytest.raises(InputError, match="memory gives negatives to plain InfoNCE"):
+        method(memory=4, debias=0.1)
+
+
+def test_groups_of_the_cloud_are_those_of_an_evenly_moved_view() -> None:
+    views = ViewConfig(rotate=40, turn=180, scale=0, shear=0, shift=0.2, jitter=0)
+    every, once = (method(views=views, regroup=way, decoder_depth=1) for way in ("view", "cloud"))
+    for epoch in range(2):
+        progress = dataclasses.replace(START, epoch=epoch)
+        one, other = every.step(batch(), progress), once.step(batch(), progress)
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5)
+    assert once.groups.known.sum() == 8
+    assert not any(name.startswith("groups.") for name in once.state_dict())
+
+
+def test_feature_vectors_stand_in_for_samples() -> None:
+    torch.manual_seed(0)
+    kinds = {"clip": Kind.VECTOR, "points": Kind.POINTS}
+    model = CMAH(dataclasses.replace(SMALL, vector_width=30, feature_parts=8), kinds, 20)
+    old = batch()
+    seen = torch.ones(8, dtype=torch.bool)
+    values = {"clip": torch.randn(8, 30), "points": old.values["points"]}
+    rows = Batch(old.index, values, {"clip": seen, "points": seen})
+    terms = model.step(rows, START)
+    assert set(terms) == {"contrast", "masked", "reconstruct_clip", "reconstruct_points"}
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.branches["clip"].tokens.parameters())
+    assert model.encode(rows, "clip").shape == (8, 16)
+    assert model.decode.vector_width == 30
+    with pytest.raises(InputError, match="vectors of 12 numbers, the encoder was built for 30"):
+        model.encode(Batch(old.index, {"clip": torch.randn(8, 12)}, {"clip": seen}), "clip")
+    with pytest.raises(InputError, match="feature_parts=40 of vectors of 30"):
+        CMAH(dataclasses.replace(SMALL, vector_width=30, feature_parts=40), kinds, 20)

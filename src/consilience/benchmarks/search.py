@@ -213,14 +213,16 @@ def _hamming(place: Path, rows: int, repeats: int, threads: int, seed: int) -> d
 
 
 def _measured(sides: dict[str, Side], queries: np.ndarray, truth: np.ndarray, repeats: int) -> dict[str, Any]:
-    """Every side in turn, ``repeats`` times after one answer that is not counted; so a busy moment hits all alike."""
+    """Every side in turn, ``repeats`` times after one answer that is not counted; so a busy moment hits all alike. Each
+    round begins with another side: the threads of one library still spin for a moment when the next one begins."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     recall = {}
     for name, side in sides.items():
         found = side.search(queries[: side.most])[1]
         recall[name] = None if "passes" in name else _recall(found, truth[: side.most])
-    for _ in range(repeats):
-        for name, side in sides.items():
+    order = list(sides.items())
+    for turn in range(repeats):
+        for name, side in order[turn % len(order) :] + order[: turn % len(order)]:
             began = time.perf_counter()
             side.search(queries[: side.most])
             seconds[name].append(time.perf_counter() - began)

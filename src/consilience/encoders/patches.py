@@ -1,4 +1,4 @@
-"""Clouds and images as sequences of tokens, and the transformer that reads all of them or the visible ones only.
+"""Clouds, images and feature vectors as sequences of tokens, and the transformer that reads all or the visible ones.
 
 Clouds: groups of neighbours through a small PointNet (Y. Pang et al., "Masked Autoencoders for Point Cloud
 Self-supervised Learning", ECCV 2022, section 3.1). Images: square patches through one linear layer with fixed positions
@@ -13,17 +13,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from consilience.data.decode import DecodeConfig
+from consilience.data.schema import Kind
 from consilience.encoders.norm import BatchNorm1d
-from consilience.encoders.point_ops import group
+from consilience.encoders.point_ops import group, groups_of
 from consilience.encoders.transformer import Block
 from consilience.errors import InputError
 from consilience.views.keyed import KeyedRandom
 from consilience.views.masking import normalised, patchify, take
 
 _SLOT = 60
+Groups = tuple[Tensor, Tensor]
+"""Rows of the centres int64 [b, g] and of the members int64 [b, g, s] of a cloud's groups."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class PointTokens(Tokeniser):
     """Groups of clouds float [B, P, 3]: farthest points, their nearest neighbours, :class:`GroupNet`.
 
     Position codes are a small network of the centres; targets are the groups' points relative to their centres,
-    [B, G, 3 S]. Groups are found anew for every view: at 128 points that is 0.06 ms a cloud.
+    [B, G, 3 S]. Groups are found anew for every view (0.06 ms a cloud at 128 points), unless they are given.
     """
 
     def __init__(self, groups: int, size: int, width: int, first: int, norm: Literal["layer", "batch"]) -> None:
@@ -145,10 +150,37 @@ class PointTokens(Tokeniser):
         self.net = GroupNet(width, first, norm)
         self.position = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, width))
 
-    def forward(self, x: Float[Tensor, "b p 3"]) -> Tokens:
-        """Raises :class:`InputError` for clouds of fewer points than groups, or than points of a group."""
-        patches, centres = group(x, self.groups, self.size)
+    def forward(self, x: Float[Tensor, "b p 3"], members: Groups | None = None) -> Tokens:
+        """``members``: the groups, as :func:`~consilience.encoders.point_ops.groups_of` finds them. Raises
+        :class:`InputError` for clouds of fewer points than groups, or than points of a group."""
+        patches, centres = group(x, *(members or groups_of(x, self.groups, self.size)))
         return Tokens(self.net(patches), self.position(centres), patches.flatten(2))
+
+
+class FeatureTokens(Tokeniser):
+    """Feature vectors float [B, F] of a frozen encoder, cut into parts of equal length, a linear layer and a learned
+    position for each: what stands in the tokenisers' place when features are given instead of samples.
+
+    Targets are the parts' own values, normalised part by part; the last part is filled up with zeros.
+    """
+
+    def __init__(self, features: int, parts: int, width: int) -> None:
+        super().__init__()
+        if not 2 <= parts <= features:
+            raise InputError(f"feature_parts={parts} of vectors of {features} numbers; expected 2 to {features}")
+        self.features, self.count = features, parts
+        self.outputs = -(-features // parts)
+        self.weight = nn.Parameter(torch.randn(parts, self.outputs, width) / math.sqrt(self.outputs))
+        self.place = nn.Parameter(torch.randn(parts, width) * 0.02)
+
+    def forward(self, x: Float[Tensor, "b f"]) -> Tokens:
+        """Raises :class:`InputError` for vectors of another length."""
+        if x.shape[1] != self.features:
+            raise InputError(f"vectors of {x.shape[1]} numbers, the encoder was built for {self.features}")
+        filled = F.pad(x.float(), (0, self.count * self.outputs - self.features))
+        parts = filled.view(len(x), self.count, self.outputs)
+        content = torch.einsum("btp,tpd->btd", parts, self.weight)
+        return Tokens(content, self.place.expand(len(x), -1, -1), normalised(parts))
 
 
 class TokenTransformer(nn.Module):
@@ -187,3 +219,66 @@ class TokenTransformer(nn.Module):
 def survive(drop: float, random: KeyedRandom, slot: int) -> Float[Tensor, "b 2"]:
     """Factors of a block's two branches: 0 with probability ``drop``, else 1 / (1 - drop); one draw a sample each."""
     return (random.uniform(slot, 0.0, 1.0, 2) >= drop).float() / (1 - drop)
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Sizes of tokenisers and token transformers; a method's configuration extends it."""
+
+    width: int = 64
+    """d, width of the tokens (Point-MAE: 384)."""
+    depth: int = 2
+    """Blocks of each encoder (Point-MAE: 12)."""
+    attention_heads: int = 4
+    """Heads of every attention (Point-MAE: 6)."""
+    drop_path: float = 0.0
+    """Probability of skipping a branch of the last block, rising from 0 at the first (Point-MAE: 0.1)."""
+    pos_every_block: bool = False
+    """Add position codes before every encoder block (Point-MAE: on) instead of once."""
+    image_size: int = 28
+    """Side of the images in pixels (ViT: 224)."""
+    image_patch: int = 7
+    """Side of the patches in pixels (ViT: 16)."""
+    n_points: int = 128
+    """Points drawn from a cloud (Point-MAE: 1024)."""
+    groups: int = 16
+    """G, groups of points, each a token (Point-MAE: 64)."""
+    group_size: int = 16
+    """S, points of a group (Point-MAE: 32)."""
+    group_width: int = 16
+    """First layer of the small PointNet that reads a group (Point-MAE: 128)."""
+    regroup: Literal["view", "cloud"] = "view"
+    """Groups are found in every view, or once in the unmoved cloud: the same
+    where views turn, move and scale evenly."""
+    vector_width: int = 0
+    """Numbers of a feature vector given in a sample's place. 0: as the Table says."""
+    feature_parts: int = 16
+    """Parts it is cut into, each a token."""
+    norm: Literal["layer", "batch"] = "layer"
+    """Norm inside it (Point-MAE: batch)."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.attention_heads or self.width % 4:
+            raise InputError(f"--method.width {self.width}: expected a multiple of attention_heads and of 4")
+        if self.depth < 1:
+            raise InputError(f"--method.depth {self.depth}: expected a positive number")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"--method.drop_path {self.drop_path}: expected a share from 0 to below 1")
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """The sizes samples are decoded to."""
+        vector = self.vector_width or DecodeConfig().vector_width
+        return DecodeConfig(image_size=self.image_size, n_points=self.n_points, vector_width=vector)
+
+    def tokeniser(self, kind: Kind) -> Tokeniser:
+        """A new tokeniser for pictures, clouds or feature vectors."""
+        if kind is Kind.POINTS:
+            return PointTokens(self.groups, self.group_size, self.width, self.group_width, self.norm)
+        if kind is Kind.VECTOR:
+            return FeatureTokens(self.decode.vector_width, self.feature_parts, self.width)
+        return ImageTokens(3 if kind is Kind.RGB else 1, self.image_size, self.image_patch, self.width)
+
+    def encoder(self) -> TokenTransformer:
+        """A new transformer over such tokens."""
+        return TokenTransformer(self.width, self.depth, self.attention_heads, self.drop_path, self.pos_every_block)

@@ -53,14 +53,22 @@ def nearest_points(
     return gaps.topk(count, dim=2, largest=False, sorted=True).indices
 
 
-def group(
+def groups_of(
     points: Float[Tensor, "b n 3"], groups: int, size: int
-) -> tuple[Float[Tensor, "b {groups} {size} 3"], Float[Tensor, "b {groups} 3"]]:
-    """(patches, centres): the ``size`` points nearest to each of ``groups`` farthest points, relative to it.
+) -> tuple[Int64[Tensor, "b {groups}"], Int64[Tensor, "b {groups} {size}"]]:
+    """(centres, members): rows of ``groups`` farthest points and of the ``size`` points nearest to each of them."""
+    own = torch.arange(points.shape[0], device=points.device)[:, None]
+    centres = farthest_points(points, groups)
+    return centres, nearest_points(points[own, centres], points, size)
+
+
+def group(
+    points: Float[Tensor, "b n 3"], centres: Int64[Tensor, "b g"], members: Int64[Tensor, "b g s"]
+) -> tuple[Float[Tensor, "b g s 3"], Float[Tensor, "b g 3"]]:
+    """(patches, centres): the points of each group relative to its centre, and where the centres are.
 
     The centre itself, the zero vector, is the first of its patch. Under autocast coordinates stay as they are.
     """
     own = torch.arange(points.shape[0], device=points.device)[:, None]
-    centres = points[own, farthest_points(points, groups)]
-    members = nearest_points(centres, points, size)
-    return points[own[:, :, None], members] - centres[:, :, None], centres
+    middle = points[own, centres]
+    return points[own[:, :, None], members] - middle[:, :, None], middle

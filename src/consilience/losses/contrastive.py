@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -84,24 +85,49 @@ def weighted_pair_nce(
     return (weights * pair_nce(scores, temperature)).sum() / weights.sum().clamp(min=1e-6)
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """Vectors of earlier pairs that serve as further negatives."""
+
+    a: Float[Tensor, "m d"]
+    """Of the first modality: negatives of ``b``."""
+    b: Float[Tensor, "m d"]
+    """Of the second: negatives of ``a``."""
+    same: Bool[Tensor, "n m"]
+    """Whether a remembered pair is the anchor's own, which is then no negative."""
+
+
 def cross_modal_nce(
     a: Float[Tensor, "n d"],
     b: Float[Tensor, "n d"],
     temperature: float,
     weights: Float[Tensor, " n"] | None = None,
     debias: float = 0.0,
+    remembered: Remembered | None = None,
 ) -> Float[Tensor, ""]:
     """N(a, b): InfoNCE of paired vectors by cosine, mean of both directions, mean over pairs by ``weights`` (equal ones
     by default). Row i of ``a`` belongs to row i of ``b``; vectors are normalised here.
 
     ``debias``: tau+, the share of negatives taken to be of the anchor's class (Chuang et al., "Debiased Contrastive
-    Learning", NeurIPS 2020; ConMH: 0.1), see :func:`debiased_pair_nce`.
+    Learning", NeurIPS 2020; ConMH: 0.1), see :func:`debiased_pair_nce`. ``remembered``: negatives beyond the batch
+    (UCCH, P. Hu et al., IEEE TPAMI 2023; MoCo); without ``debias``.
     """
-    scores = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
+    a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+    scores = a @ b.T
     weights = torch.ones_like(scores[0]) if weights is None else weights
-    if debias == 0:
+    if remembered is not None:
+        own = torch.eye(len(a), dtype=torch.bool, device=a.device)
+        positives = torch.cat([own, torch.zeros_like(remembered.same)], 1)
+        candidates = torch.cat([torch.ones_like(own), ~remembered.same], 1)
+        both = [
+            info_nce(torch.cat([rows, z @ F.normalize(keys, dim=1).T], 1) / temperature, positives, candidates)
+            for rows, z, keys in ((scores, a, remembered.b), (scores.T, b, remembered.a))
+        ]
+        each = (both[0] + both[1]) / 2
+    elif debias:
+        each = debiased_pair_nce(scores, temperature, debias)
+    else:
         return weighted_pair_nce(scores, weights, temperature)
-    each = debiased_pair_nce(scores, temperature, debias)
     return (weights * each).sum() / weights.sum().clamp(min=1e-6)
 
 

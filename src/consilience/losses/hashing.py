@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,3 +26,15 @@ def correlation(u: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
         return u.float().sum() * 0
     joint = u.float().T @ u.float() / len(u)
     return (joint.square().sum() - joint.diagonal().square().sum()) / (bits * (bits - 1))
+
+
+def code_health(
+    codes: Sequence[Float[Tensor, "n k"]], quantised: float, balanced: float, apart: float
+) -> dict[str, Float[Tensor, ""]]:
+    """``quantisation``, ``imbalance`` and ``correlation``, each the mean over ``codes`` times its weight; none of
+    weight 0."""
+    measures = (("quantisation", quantised, quantisation), ("imbalance", balanced, imbalance),
+                ("correlation", apart, correlation))  # fmt: skip
+    return {
+        name: weight * torch.stack([measure(u) for u in codes]).mean() for name, weight, measure in measures if weight
+    }

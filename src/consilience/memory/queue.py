@@ -57,6 +57,11 @@ class Queue(nn.Module):
         number = torch.arange(len(self.keys), device=self.keys.device)[:, None].expand_as(there)
         return self.keys[there], self.ids[there], number[there]
 
+    def ring(self, number: int) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
+        """The vectors of one ring that there are, in stored order, with their ids."""
+        count = int(self.fill[number])
+        return self.keys[number, :count], self.ids[number, :count]
+
     @torch.no_grad()
     def push(
         self, vectors: Float[Tensor, "b d"], ids: Int64[Tensor, " b"], partition: Int64[Tensor, " b"] | None = None

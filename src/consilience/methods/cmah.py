@@ -10,8 +10,9 @@ code was released and constants are not known; sizes are those of Point-MAE and 
 ConMH (arXiv 2211.11210), and every choice is a field below.
 
 What is ours: tanh heads (straight-through measured worse), reconstruction that counts little by default, masks and
-drop-path keyed by sample, groups of points found in plain torch, and the sheet's options, all off: debiased contrast,
-ranking loss, joint-affinity targets, nested codes, code health, weights of pairs from a mixture on their losses.
+drop-path keyed by sample, groups of points found in plain torch, and options that are all off: debiased contrast,
+ranking loss, joint-affinity targets, nested codes, code health, weights of pairs from a mixture on their losses, a
+memory of negatives, groups found once a cloud. Vectors of frozen encoders are taken in the samples' place.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from torch import Tensor, nn
 from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Batch, Kind, Modalities
 from consilience.distributed import gather_rows
-from consilience.encoders.patches import ImageTokens, PointTokens, Tokeniser, Tokens, TokenTransformer
+from consilience.encoders.patches import TokenConfig, Tokens
 from consilience.errors import InputError
 from consilience.heads.fusion import Fusion
 from consilience.heads.hash import Alpha, HashHead, prefixes, slope
 from consilience.heads.masked import MaskedDecoder
 from consilience.heads.matching import two
-from consilience.losses.contrastive import cross_modal_nce, pair_nce
-from consilience.losses.hashing import correlation, imbalance, quantisation
+from consilience.losses.contrastive import Remembered, cross_modal_nce, pair_nce
+from consilience.losses.hashing import code_health
 from consilience.losses.ranking import affinity_regression, joint_affinity, margin_ranking
 from consilience.losses.reconstruction import chamfer, patch_error
+from consilience.memory.groups import GroupMemory
+from consilience.memory.queue import Queue
 from consilience.methods.base import Beliefs, EncodeAll, Encoded, Method, Optimiser, Phase, Progress
 from consilience.methods.registry import register
 from consilience.noise.agreement import mean_over_pairs, mean_reciprocal_rank
@@ -50,36 +53,13 @@ MASK, FULL_PATH, MASKED_PATH = 10, 20, 30  # purposes of keyed draws, beside the
 
 
 @dataclass(frozen=True)
-class CMAHConfig:
-    """Hyper-parameters; the defaults are ours, ``recipes/cmah-paper.yaml`` holds the sizes of the published parts."""
+class CMAHConfig(TokenConfig):
+    """Hyper-parameters, beside those of tokens and encoders; the defaults are ours, ``recipes/cmah-paper.yaml`` holds
+    the sizes of the published parts."""
 
     bits: int = 128
     """K, length of the codes; a multiple of 8. Shorter ones are better rotated out of long ones after training
     (``index hash --bits 32``) than learnt at their length."""
-    width: int = 64
-    """d, width of the tokens (Point-MAE: 384)."""
-    depth: int = 2
-    """Blocks of each encoder (Point-MAE: 12)."""
-    attention_heads: int = 4
-    """Heads of every attention (Point-MAE: 6)."""
-    drop_path: float = 0.0
-    """Probability of skipping a branch of the last block, rising from 0 at the first (Point-MAE: 0.1)."""
-    pos_every_block: bool = False
-    """Add position codes before every encoder block (Point-MAE: on) instead of once."""
-    image_size: int = 28
-    """Side of the images in pixels (ViT: 224)."""
-    image_patch: int = 7
-    """Side of the patches in pixels (ViT: 16)."""
-    n_points: int = 128
-    """Points drawn from a cloud (Point-MAE: 1024)."""
-    groups: int = 16
-    """G, groups of points, each a token (Point-MAE: 64)."""
-    group_size: int = 16
-    """S, points of a group (Point-MAE: 32)."""
-    group_width: int = 16
-    """First layer of the small PointNet that reads a group (Point-MAE: 128)."""
-    norm: Literal["layer", "batch"] = "layer"
-    """Norm inside it (Point-MAE: batch)."""
     head: Literal["tanh", "ste"] = "tanh"
     """From numbers to bits in training: tanh, or rounding with a straight-through gradient (ConMH)."""
     head_norm: Literal["batch", "layer", "none"] = "batch"
@@ -93,7 +73,7 @@ class CMAHConfig:
     mask_points: float = 0.6
     """m_P, share of hidden groups (Point-MAE: 0.6)."""
     mask_image: float = 0.6
-    """m_I, share of hidden patches (MAE: 0.75)."""
+    """m_I, share of hidden patches (MAE: 0.75), or parts of a vector."""
     fusion_layers: int = 1
     """Layers of the fusion block between encoders and decoders; 0: each modality is reconstructed alone."""
     decoder_depth: int = 1
@@ -104,6 +84,8 @@ class CMAHConfig:
     """Temperature of N; of codes, one differing bit moves a logit by 2 / (K tau)."""
     debias: float = 0.0
     """tau+ of debiased InfoNCE, the share of negatives that are of the anchor's class (ConMH: 0.1)."""
+    memory: int = 0
+    """Earlier codes of the other modality that are negatives of full codes too (UCCH: 4096)."""
     margin: float = 0.2
     """Of the ranking loss."""
     shift: float = 1.0
@@ -115,7 +97,7 @@ class CMAHConfig:
     points_weight: float = 0.1
     """lambda_3D, weight of the clouds' Chamfer distance (paper: 1). With lambda_2D 0: no decoders."""
     image_weight: float = 0.1
-    """lambda_2D, weight of the patches' squared error (paper: 1)."""
+    """lambda_2D, weight of the patches' squared error (paper: 1), or of that of the parts of a vector."""
     balance: Literal["unit", "uncertainty"] = "unit"
     """Weights of the reconstruction terms: as given, or times learned precisions (Kendall et al., CVPR 2018)."""
     affinity_weight: float = 0.0
@@ -142,16 +124,17 @@ class CMAHConfig:
     """One optimiser for all parts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bits < 8 or self.bits % 8:
             raise InputError(f"--method.bits {self.bits}: codes are packed into bytes; give a multiple of 8")
-        for name in ("tau", "epochs", "batch_size", "depth", "decoder_depth"):
+        for name in ("tau", "epochs", "batch_size", "decoder_depth"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--method.{name} {getattr(self, name)}: expected a positive number")
-        if self.width % self.attention_heads or self.width % 4:
-            raise InputError(f"--method.width {self.width}: expected a multiple of attention_heads and of 4")
-        for name in ("mask_points", "mask_image", "debias", "drop_path"):
+        for name in ("mask_points", "mask_image", "debias"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"--method.{name} {getattr(self, name)}: expected a share from 0 to below 1")
+        if self.memory and (self.debias or self.contrast == "ranking"):
+            raise InputError("--method.memory gives negatives to plain InfoNCE; drop it, or debias and ranking")
 
     @property
     def reconstructs(self) -> bool:
@@ -164,12 +147,7 @@ class Branch(nn.Module):
 
     def __init__(self, kind: Kind, c: CMAHConfig) -> None:
         super().__init__()
-        self.tokens: Tokeniser
-        if kind is Kind.POINTS:
-            self.tokens = PointTokens(c.groups, c.group_size, c.width, c.group_width, c.norm)
-        else:
-            self.tokens = ImageTokens(3 if kind is Kind.RGB else 1, c.image_size, c.image_patch, c.width)
-        self.encoder = TokenTransformer(c.width, c.depth, c.attention_heads, c.drop_path, c.pos_every_block)
+        self.tokens, self.encoder = c.tokeniser(kind), c.encoder()
         self.head = HashHead(c.width, c.bits, c.head, c.head_norm, c.pool)
 
 
@@ -193,7 +171,7 @@ class Look:
     title="binary codes by contrast and masked auto-encoders, pictures and point clouds",
     paper="Wei et al., Contrastive masked auto-encoders based self-supervised hashing for 2D image and 3D point cloud "
     "cross-modal retrieval, ICME 2024",
-    kinds=("rgb", "grey", "points"),
+    kinds=("rgb", "grey", "points", "vector"),
 )
 class CMAH(Method):
     """See the module's docstring."""
@@ -218,13 +196,18 @@ class CMAH(Method):
                 self.precisions = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in modalities})
         if c.pair_weights == "mixture":
             self.beliefs = PairBeliefs(1, samples)
+        if c.memory:
+            self.queue = Queue(c.memory, c.bits, partitions=2)
+            self.fresh: tuple[Tensor, Tensor] | None = None
+        if c.regroup == "cloud":
+            self.groups = GroupMemory(samples, c.groups, c.group_size, c.n_points)
 
     def _branch(self, name: str) -> Branch:
         return cast(Branch, self.branches[name])
 
     @property
     def decode(self) -> DecodeConfig:
-        return DecodeConfig(image_size=self.config.image_size, n_points=self.config.n_points)
+        return self.config.decode
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("train", self.config.epochs, self.config.optimiser, self.config.batch_size),)
@@ -235,7 +218,9 @@ class CMAH(Method):
     def _look(self, batch: Batch, position: int, name: str, key: tuple[int, ...]) -> Look:
         """Tokens of one view of a modality, encoded whole and, where the losses ask for it, without the hidden ones."""
         c, kind, branch = self.config, self.modalities[name], self._branch(name)
-        tokens: Tokens = branch.tokens(view(batch.values[name], kind, batch.index, (*key, position), c.views))
+        value = batch.values[name]
+        known = (self.groups.of(value, batch.index),) if kind is Kind.POINTS and c.regroup == "cloud" else ()
+        tokens: Tokens = branch.tokens(view(value, kind, batch.index, (*key, position), c.views), *known)
 
         def draws(purpose: int) -> KeyedRandom:
             return KeyedRandom.of(batch.index, *key, purpose + position)
@@ -252,7 +237,7 @@ class CMAH(Method):
         c, key = self.config, (progress.seed, progress.phase, progress.epoch)
         a, b = (self._look(batch, i, name, key) for i, name in enumerate((self.first, self.second)))
         weights = self.beliefs.clean[0, gather_rows(batch.index)] if c.pair_weights == "mixture" else None
-        terms = {"contrast": self._contrast(a.u, b.u, weights)}
+        terms = {"contrast": self._contrast(a.u, b.u, weights, self._remember(a, b, batch))}
         if a.masked_u is not None and b.masked_u is not None:
             if c.masked_contrast == "mm":
                 masked = self._contrast(a.masked_u, b.masked_u, weights)
@@ -261,14 +246,34 @@ class CMAH(Method):
             terms["masked"] = c.masked_weight * masked
         return terms | self._reconstruction(a, b) | self._health(a, b)
 
+    def _remember(self, a: Look, b: Look, batch: Batch) -> Remembered | None:
+        """Codes of earlier pairs, and which of them are an anchor's own; the new ones wait for the end of the step."""
+        if not self.config.memory:
+            return None
+        index = gather_rows(batch.index)
+        self.fresh = (torch.cat([a.u, b.u]).detach(), index)
+        (first, ids), (second, _) = (self.queue.ring(place) for place in range(2))
+        return Remembered(first, second, index[:, None] == ids)
+
+    def after_batch(self, batch: Batch, progress: Progress) -> None:
+        """The batch's codes become negatives of later ones."""
+        if self.config.memory and self.fresh is not None:
+            codes, index = self.fresh
+            self.queue.push(codes, index.repeat(2), torch.arange(2, device=index.device).repeat_interleave(len(index)))
+
     def _contrast(
-        self, a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], weights: Float[Tensor, " n"] | None
+        self,
+        a: Float[Tensor, "n k"],
+        b: Float[Tensor, "n k"],
+        weights: Float[Tensor, " n"] | None,
+        remembered: Remembered | None = None,
     ) -> Float[Tensor, ""]:
         """N(a, b); over nested codes its mean."""
         c, values = self.config, []
         for bits in prefixes(c.bits, c.nested):
             if c.contrast == "nce":
-                values.append(cross_modal_nce(a[:, :bits], b[:, :bits], c.tau, weights, c.debias))
+                kept = remembered and Remembered(remembered.a[:, :bits], remembered.b[:, :bits], remembered.same)
+                values.append(cross_modal_nce(a[:, :bits], b[:, :bits], c.tau, weights, c.debias, kept))
             else:
                 values.append(margin_ranking(a[:, :bits], b[:, :bits], c.margin, c.shift, c.tau, weights))
         return torch.stack(values).mean()
@@ -297,14 +302,9 @@ class CMAH(Method):
 
     def _health(self, a: Look, b: Look) -> dict[str, Tensor]:
         """Optional terms on the codes of the full inputs, means of both modalities."""
-        c, terms = self.config, {}
-        for name, weight, measure in (
-            ("quantisation", c.quantisation_weight, quantisation),
-            ("imbalance", c.imbalance_weight, imbalance),
-            ("correlation", c.correlation_weight, correlation),
-        ):
-            if weight:
-                terms[name] = weight * (measure(a.u) + measure(b.u)) / 2
+        c = self.config
+        weights = (c.quantisation_weight, c.imbalance_weight, c.correlation_weight)
+        terms = code_health((a.u, b.u), *weights)
         if c.affinity_weight:
             known = [gather_rows(x.full[:, 1:].detach().mean(1)) for x in (a, b)]
             terms["affinity"] = c.affinity_weight * affinity_regression(a.u, b.u, joint_affinity(known[0], known[1]))

@@ -147,8 +147,9 @@ def _start_from(place: Path, method: Method, name: str) -> None:
         return
     other = RunFolder.open(place)
     if other.config()["method"] != name:
-        raise InputError(f"--train.start {place} is a run of {other.config()['method']}, not of {name}")
-    load_model(_weights(other), method)
+        method.start_from(_weights(other), other.config()["method"])
+    else:
+        load_model(_weights(other), method)
 
 
 def _weights(folder: RunFolder) -> Path:
@@ -165,6 +166,8 @@ def settled(config: Any, table: Table) -> Any:
     """The configuration with the sizes and the tokenizer that it leaves open as the Table has them."""
     encoders = getattr(config, "encoders", None)
     if encoders is None:
+        if getattr(config, "vector_width", None) == 0 and "vector_width" in table.sizes:
+            return replace(config, vector_width=table.sizes["vector_width"])
         return config
     known = {name: value for name, value in table.sizes.items() if not getattr(encoders, name)}
     if encoders.text.startswith("hf:"):
