@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,11 +57,17 @@ def make_folder(path: Path) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that becomes ``path`` when the block succeeds, else vanishes.
 
-    An existing ``path`` is replaced only at the end, so a kill at any instant leaves the old or the new one.
+    An existing ``path`` is replaced only at the end, so a kill at any instant leaves the old or the new one. What a
+    killed process of this machine had begun is cleared away by the next that makes the same folder.
     """
     path = Path(path)
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    host = platform.node()
+    for left in path.parent.glob(f".{path.name}.{host}-*"):
+        process = left.name.removeprefix(f".{path.name}.{host}-").partition("-")[0]
+        if process.isdecimal() and not _lives(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.{host}-{os.getpid()}-"))
     temporary.chmod(0o755)
     try:
         yield temporary
@@ -74,3 +81,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

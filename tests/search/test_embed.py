@@ -11,8 +11,10 @@ import torch.nn.functional as F
 
 import consilience.embedding.job as job
 from consilience.data.decode import decode
+from consilience.data.growth import delete
 from consilience.data.schema import Batch
 from consilience.data.table import Table
+from consilience.embedding.hashing import hash_columns
 from consilience.embedding.job import embed, fingerprint
 from consilience.errors import InputError
 from consilience.training.api import Run, load
@@ -52,6 +54,18 @@ def test_missing_modality_stays_empty(cli: Cli, made: tuple[Path, Path], tmp_pat
     empty = np.isnan(opened.column("vector_image")).all(axis=1)
     assert empty.nonzero()[0].tolist() == [3, 5]
     assert not np.isnan(opened.column("vector_points")).any()
+
+
+def test_a_modality_without_samples_gets_no_column(cli: Cli, made: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tiny.manifest(tmp_path / "data", "csv", 12)
+    for number in range(1, 12):
+        path.write_text(path.read_text().replace(f"pictures/{number}.png", ""))
+    assert cli("import", path, "-o", tmp_path / "table").code == 0
+    delete(Table.open(tmp_path / "table"), "origin_image is not null")
+    run, table = load(made[0]), Table.open(tmp_path / "table")
+    assert "image" in table.modalities
+    assert embed(run, table, quiet=True) == {"points": "vector_points"}
+    assert hash_columns(run, Table.open(table.path), bits=8) == {"points": "code_points"}
 
 
 class Writer:
@@ -145,5 +159,5 @@ def test_kind_must_be_the_one_that_was_learnt(cli: Cli, made: tuple[Path, Path],
     with pytest.raises(InputError, match=r"image is rgb in .* trained on grey; import it with --kinds image=grey"):
         embed(load(made[0]), Table.open(tmp_path / "table"), quiet=True)
     assert cli("import", path, "-o", tmp_path / "other", "--columns", "photo=image,shape=points").code == 0
-    with pytest.raises(InputError, match="has none of the run's modalities: image, points"):
+    with pytest.raises(InputError, match="has no sample of any of the run's modalities: image, points"):
         embed(load(made[0]), Table.open(tmp_path / "other"), quiet=True)

@@ -87,9 +87,11 @@ def plan(
     """What :func:`embed` has to do, with the same arguments. A job that was killed has the same plan, and its folder
     holds the parts that are done."""
     table = table or run.table
-    chosen = list(modalities or [m for m in run.method.modalities if m in table.modalities])
+    known = [modality for modality in run.method.modalities if modality in table.modalities]
+    chosen = list(modalities or [m for m in known if table.dataset.count_rows(filter=f"origin_{m} is not null")])
     if not chosen:
-        raise InputError(f"{table.path} has none of the run's modalities: {', '.join(run.method.modalities)}")
+        listed = ", ".join(run.method.modalities)
+        raise InputError(f"{table.path} has no sample of any of the run's modalities: {listed}")
     for modality in chosen:
         if modality not in run.method.modalities:
             raise unknown("modality of the run", modality, run.method.modalities)
