@@ -12,9 +12,11 @@ import numpy as np
 import psycopg
 import pytest
 
+from consilience.data.growth import delete
 from consilience.data.schema import Kind
 from consilience.data.table import Row, Table
 from consilience.errors import ConsilienceError, InputError
+from consilience.search.hits import Ranking, hits_of
 from consilience.search.push import push
 from consilience.search.stores.columns import space_of
 from consilience.search.stores.open import address_of, open_store
@@ -52,6 +54,20 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "milvus":
         return f"{tmp_path / 'lite.db'}#pushed"
     return f"{request.getfixturevalue('postgres')}#{tmp_path.name}"
+
+
+def test_rows_deleted_since_the_push_are_no_hits(url: str, table: Table) -> None:
+    push(table, url, ["vector_image"])
+    asked = table.column("vector_image")[[5, 9]]
+    delete(table, "id = 's5'")
+    table = Table.open(table.path)
+    keys, distances = open_store(url, space_of(table, "vector_image"), table).search(asked, 3)
+    assert keys[0, 0] == 5, "the store does not know yet"
+    ranking = Ranking(keys, 1 - distances, np.zeros_like(keys), ("image",))
+    first, second = hits_of(table, ranking)
+    assert [hit.id for hit in first] == [f"s{key}" for key in keys[0, 1:]]
+    assert [hit.rank for hit in first] == [1, 2]
+    assert second[0].id == "s9"
 
 
 def test_what_changed_is_written(url: str, table: Table) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import re
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import lance
@@ -108,3 +109,9 @@ def _schema(schema: Any, *, without: Set[str] = frozenset(), renamed: Mapping[st
 def _named(name: str) -> bytes:
     """How the message spells a field's name (names have fewer than 128 bytes)."""
     return _NAME + bytes([len(name.encode())]) + name.encode()
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of classes, sorted; as numbers when all are whole numbers."""
+    found = list(names)
+    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else sorted(found)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
 
-from consilience.data.columns import as_arrow, as_matrix, merge_columns
+from consilience.data.columns import as_arrow, as_matrix, in_order, merge_columns
 from consilience.data.schema import Kind
 from consilience.data.text import resolve_spec
 from consilience.errors import ConsilienceError, InputError, unknown
@@ -60,7 +60,7 @@ class Table:
     def __init__(self, path: Path, dataset: Any) -> None:
         self._path = path
         self._data = dataset
-        self._index: np.ndarray | None = None
+        self._index: tuple[np.ndarray, np.ndarray] | None = None
         raw = (dataset.schema.metadata or {}).get(METADATA.encode())
         if raw is None:
             raise InputError(f"{path} is a LanceDB folder but not a Consilience table; import its source instead")
@@ -98,13 +98,11 @@ class Table:
     ) -> Self:
         """Write ``rows`` as a new Table at ``path``, in the order given; nothing is left when it fails.
 
-        ``modalities`` fixes the names and order of the columns; its kinds, like ``quarantine`` (rows left
-        out, written to ``quarantine.jsonl``), ``sizes`` (see :attr:`sizes`) and ``files`` (names to text, put
-        beside the data), are read after the last row, so a streaming reader may settle them on its way.
-        ``scalars`` gives the type of every key in ``Row.scalars``.
+        ``modalities`` fixes the names and order of the columns; its kinds, like ``quarantine`` (rows left out, written
+        to ``quarantine.jsonl``), ``sizes`` (see :attr:`sizes`) and ``files`` (names to text, put beside the data), are
+        read after the last row, so a streaming reader may settle them on its way. ``scalars``: types of a row's.
 
-        Raises :class:`InputError` when ``path`` is taken, an id occurs twice, a name is reserved or no row
-        came.
+        Raises :class:`InputError` when ``path`` is taken, an id occurs twice, a name is reserved or no row came.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -181,26 +179,35 @@ class Table:
 
     def indices(self) -> np.ndarray:
         """int64 [n]: the stable key of every row, in stored order (position in this array = row offset)."""
+        return self._keys()[0]
+
+    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """The keys in stored order, and the offsets that sort them."""
         if self._index is None:
-            self._index = self._data.to_table(columns=["index"])["index"].to_numpy().astype(np.int64)
+            keys = self._data.to_table(columns=["index"])["index"].to_numpy().astype(np.int64)
+            self._index = keys, np.argsort(keys, kind="stable")
         return self._index
 
+    def find(self, index: np.ndarray) -> np.ndarray:
+        """int64 row offsets of the stable keys ``index`` (any shape); -1 where there is no such row."""
+        keys, order = self._keys()
+        if not len(keys):
+            return np.full(np.shape(index), -1, dtype=np.int64)
+        offsets = order[np.minimum(np.searchsorted(keys, index, sorter=order), len(keys) - 1)]
+        return np.where(keys[offsets] == index, offsets, -1).astype(np.int64)
+
     def offsets_of(self, index: np.ndarray) -> np.ndarray:
-        """int64 row offsets of the stable keys ``index``; :class:`InputError` naming a key that is absent."""
-        keys = self.indices()
-        order = np.argsort(keys, kind="stable")
-        place = np.minimum(np.searchsorted(keys, index, sorter=order), max(len(keys) - 1, 0))
-        offsets = order[place] if len(keys) else np.zeros(len(index), np.int64)
-        wrong = np.flatnonzero(keys[offsets] != index) if len(keys) else np.arange(len(index))
-        if wrong.size:
-            raise InputError(f"{self._path} has no row with index {int(index[wrong[0]])}; it has {len(keys)} rows")
-        return offsets.astype(np.int64)
+        """:meth:`find` for keys that are there; :class:`InputError` naming one that is absent."""
+        offsets = self.find(index)
+        if (offsets < 0).any():
+            absent = int(np.asarray(index)[offsets < 0][0])
+            raise InputError(f"{self._path} has no row with index {absent}; it has {len(self)} rows")
+        return offsets
 
     def select(self, where: str | None = None) -> np.ndarray:
-        """int64 offsets of the rows that pass the SQL filter ``where`` (all by default), ordered by
-        ``index``."""
+        """int64 offsets of the rows that pass the SQL filter ``where`` (default: all), ordered by ``index``."""
         if where is None:
-            return np.argsort(self.indices(), kind="stable").astype(np.int64)
+            return self._keys()[1].astype(np.int64)
         try:
             found = self._data.to_table(columns=["index"], filter=where)["index"].to_numpy()
         except (ValueError, OSError) as error:
@@ -223,28 +230,22 @@ class Table:
         return rows if in_order else rows.take(pa.array(place))
 
     def column(self, name: str, where: str | None = None) -> np.ndarray:
-        """One column as an array, rows as :meth:`select` orders them.
-
-        Numbers keep their type (nulls become NaN), vectors give [n, d] (a null row is NaN), text and bytes an
-        object array with ``None``. :class:`InputError` when a column of integer vectors has empty rows.
-        """
+        """One column as an array, rows as :meth:`select` orders them. Numbers keep their type (nulls become NaN),
+        vectors give [n, d] (a null row is NaN), text and bytes an object array with ``None``. InputError when a column
+        of integer vectors has empty rows."""
         values = self.take(self.select(where), [name])[name].combine_chunks()
         if pa.types.is_fixed_size_list(values.type):
             return as_matrix(name, values)
         return np.asarray(values.to_numpy(zero_copy_only=False))
 
     def labels(self, where: str | None = None) -> tuple[np.ndarray, list[str]]:
-        """Class codes int64 [n] (-1 where a row has none) and class names: for evaluation only.
-
-        Names are sorted (as numbers when all are whole numbers) over the *whole* Table, so codes of two
-        splits agree. :class:`InputError` when no row has a label.
-        """
+        """Class codes int64 [n] (-1 where a row has none) and class names in order over the *whole* Table, so that
+        codes of two splits agree: for evaluation only. InputError when no row has a label."""
         everything = self._data.to_table(columns=["label"])["label"]
         found = [name for name in everything.unique().to_pylist() if name is not None]
         if not found:
             raise InputError(f"{self._path} has no labels; evaluation by class needs a label column at import")
-        numeric = all(re.fullmatch(r"-?\d+", name) for name in found)
-        names: list[str] = sorted(found, key=int) if numeric else sorted(found)
+        names = in_order(found)
         code = {name: position for position, name in enumerate(names)}
         wanted = self.take(self.select(where), ["label"])["label"].to_pylist()
         return np.array([code.get(name, -1) for name in wanted], dtype=np.int64), names
@@ -269,12 +270,12 @@ class Table:
     ) -> None:
         """Add or replace derived columns in one transaction: the old or the new version survives a kill.
 
-        ``index``: int64 [n] stable keys, each once; rows not named get null. ``columns``: name to an array
-        of length n; a float matrix [n, d] becomes a float32 vector column, an integer matrix a vector
-        column of its type. ``provenance``: JSON-able, kept with each of the columns.
+        ``index``: int64 [n] stable keys, each once; rows not named get null. ``columns``: name to an array of length n;
+        a float matrix [n, d] becomes a float32 vector column, an integer matrix a vector column of its type.
+        ``provenance``: JSON-able, kept with each of the columns.
 
-        Raises :class:`InputError` for keys that repeat or do not exist, lengths that differ, and names of
-        imported columns; :class:`ConsilienceError` when other writers keep getting in first.
+        Raises :class:`InputError` for keys that repeat or do not exist, lengths that differ, and names of imported
+        columns; :class:`ConsilienceError` when other writers keep getting in first.
         """
         index = np.asarray(index, dtype=np.int64)
         if len(np.unique(index)) != len(index):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from consilience.data.columns import in_order
 from consilience.data.decode import DecodeConfig
 from consilience.data.pictures import placement
 from consilience.data.schema import Target
@@ -96,10 +97,6 @@ class TargetReader:
 
 
 def class_names(table: Table, column: str) -> list[str]:
-    """The different values of a column as text, sorted (as numbers when all are whole numbers)."""
-    found = {
-        str(value) for value in table.take(table.select(), [column])[column].unique().to_pylist() if value is not None
-    }
-    if all(name.lstrip("-").isdecimal() for name in found):
-        return sorted(found, key=int)
-    return sorted(found)
+    """The different values of a column as text, in order."""
+    found = table.take(table.select(), [column])[column].unique().to_pylist()
+    return in_order({str(value) for value in found if value is not None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,12 @@ class Ranking:
 
 
 def hits_of(table: Table, ranking: Ranking) -> list[list[Hit]]:
-    """The ranking of each query as hits, with what ``table`` knows of the rows (one read for all of them)."""
+    """The ranking of each query as hits, with what ``table`` knows of the rows (one read for all of them).
+
+    Rows that are no longer there, which a store beyond the Table may hold until the next push, are left out."""
+    there = table.find(ranking.keys) >= 0
+    if not there[ranking.keys != NOTHING].all():
+        ranking = replace(ranking, keys=np.where(there, ranking.keys, NOTHING))
     real = ranking.keys != NOTHING
     wanted, place = np.unique(ranking.keys[real], return_inverse=True)
     origins = [f"origin_{name}" for name in ranking.modalities]
