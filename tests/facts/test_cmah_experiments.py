@@ -190,7 +190,8 @@ def main(results: Path, steps: int = 900, seeds: tuple[int, ...] = (0, 1, 2)) ->
     done = {(line["variant"], line["seed"]) for line in map(json.loads, lines)}
     runs = [(name, seed, VARIANTS[name]) for seed in seeds for name in ("D", "A", "B", "C")]
     runs += [("D, 16 bits", seed, VARIANTS["D"] | {"bits": 16}) for seed in seeds]
-    runs += [("D, no norm", seed, VARIANTS["D"] | {"head_norm": "none"}) for seed in seeds]
+    for name in ("D", "A"):
+        runs += [(f"{name}, no norm", seed, VARIANTS[name] | {"head_norm": "none"}) for seed in seeds]
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         table = world(Path(folder))

@@ -257,8 +257,7 @@ class Table:
         return None if raw is None else dict(json.loads(raw))
 
     def fingerprint(self) -> str:
-        """32 hex digits: the data version. Depends on the imported content and on which rows are here now
-        (id, index, split); derived columns do not change it."""
+        """32 hex digits: the data version, of the imported content and the rows here now (id, index, split) alone."""
         digest = hashlib.blake2b(str(self._facts["content"]).encode(), digest_size=16)
         rows = self.take(self.select(), ["id", "index", "split"])
         for name, index, split in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True):
