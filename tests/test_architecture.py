@@ -23,8 +23,8 @@ NAMES = Path(__file__).with_name("public_names.json")
 UPDATE = "python tests/test_architecture.py --write"
 
 ROOMS = (
-    "data", "views", "encoders", "heads", "losses", "memory", "noise", "methods", "training", "evaluation", "audit",
-    "embedding", "search", "synthesis", "serve", "benchmarks", "cli",
+    "data", "views", "encoders", "heads", "losses", "memory", "noise", "methods", "training", "evaluation",
+    "prediction", "audit", "embedding", "search", "synthesis", "serve", "benchmarks", "cli",
 )  # fmt: skip
 """In the order data meets them. A room imports itself and rooms before it."""
 FOUNDATION = ("errors", "files", "distributed")

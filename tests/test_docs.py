@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-WITH_RECIPE = ("cmah", "ncr", "pc2", "romo")
+WITH_RECIPE = ("cmah", "multi-queue-moco", "ncr", "pc2", "romo")
 """Methods with a recipe NAME-paper, whose pages hold a table of it."""
 UPDATE = "python tests/test_docs.py --write"
 SOMEWHERE = re.compile(r"^(https?:|mailto:|#)")

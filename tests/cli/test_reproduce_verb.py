@@ -184,6 +184,41 @@ def test_settings_margins_and_other_methods(
     assert found["results"]["robust at half"]["values"] != found["results"]["robust at none"]["values"]
 
 
+def test_entries_that_are_read_elsewhere_and_less_that_is_better(
+    cli: Cli, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"method_config": {"warmup_epochs": 0, "clean_epochs": 0, "full_epochs": 1, "batch_size": 16}}
+    plan: dict[str, Any] = {
+        "method": "pc2", "data": "mnist3d", "metric": "median rank", "enough": 1, "lower": True,
+        "figure": "pairs.image->points.median_rank", "claim": "ranks are low",
+        "margin": {"of": "trained", "over": "mean rank"},
+        "entries": {"trained": one, "mean rank": {**one, "figure": "pairs.image->points.mean_rank"}},
+    }  # fmt: skip
+    monkeypatch.setattr(experiment, "read_yaml", lambda name, folder: json.loads(json.dumps(plan)))
+    judged = []
+    true_evaluate = experiment.evaluate
+
+    def evaluate(*words: Any, **options: Any) -> Any:
+        judged.append(words)
+        return true_evaluate(*words, **options)
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    words = ("reproduce", "pc2", "--data", table, "-o", tmp_path / "out", "--seeds", "2", "--quiet", "--json")
+    found = cli(*words).json
+    assert len(judged) == 2, "one training and one evaluation a seed serve both entries"
+    ranks, means = (found["results"][name]["values"] for name in ("trained", "mean rank"))
+    for seed in range(2):
+        figures = json.loads((tmp_path / "out" / "runs" / f"trained-{seed}" / "figures.json").read_text())
+        way = figures["pairs"]["image->points"]
+        assert (ranks[seed], means[seed]) == (way["median_rank"], way["mean_rank"])
+    assert found["margin"]["mean"] == pytest.approx(np.mean(np.subtract(means, ranks)))
+    assert found["margin"]["difference"] == "mean rank minus trained"
+    assert not any(name.startswith("mean rank:") for name in found["results"])
+    plan["entries"]["mean rank"]["figure"] = "pairs.nowhere"
+    answer = cli(*words[:5], tmp_path / "other", *words[6:])
+    assert (answer.code, "evaluate gives no figure 'pairs.nowhere'" in answer.err) == (2, True)
+
+
 def test_the_shipped_plan_compares_entries_that_exist() -> None:
     from consilience.methods.registry import find
     from consilience.training.config import TrainConfig

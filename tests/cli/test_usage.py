@@ -108,7 +108,7 @@ WRONG = {
     "train romo mnist3d": "unexpected argument 'mnist3d'; see consilience train --help",
     "check mnist3d twice": "unexpected argument 'twice'",
     "search": "the following arguments are required: table;",
-    "train --data mnist3d": "name the method first: consilience train METHOD ...; known: cmah, contrastive",
+    "train --data mnist3d": "name the method first: consilience train METHOD ...; known: bidfc, clic, cmah",
     "train romo": "consilience train needs --data",
     "import mnist3d": "needs a place for the Table: -o FOLDER",
     "index somewhere": "needs the encoders' run: --run RUN",

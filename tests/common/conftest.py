@@ -33,8 +33,9 @@ class Tiny:
         self.name, self.path = name, table
         self.config: Any = merge(find(name).cls.Config(), content["method_config"])
         self.train = merge(TrainConfig(), content["train"])
-        if find(name).cls.targets:
-            made_up(self.table, find(name).cls.targets)
+        told = {name: kind for name, kind in find(name).cls.targets.items() if name != "label"}  # that is there already
+        if told:
+            made_up(self.table, told)
 
     @property
     def table(self) -> Table:

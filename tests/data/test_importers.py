@@ -163,6 +163,27 @@ def test_folder_layouts(tmp_path: Path, layout: str) -> None:
         assert row["label"] == (("cat", "dog")[i % 2] if "class" in layout else None)
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_pictures_alone_in_class_folders_or_in_none(tmp_path: Path, split: bool) -> None:
+    for i in range(6):
+        place = tmp_path / "classes" / (("train", "test")[i % 2] if split else ".") / ("cat", "dog/wet")[i % 3 > 0]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / f"{i}.png").write_bytes(picture(i))
+    table = import_table(tmp_path / "classes", tmp_path / "table")
+    assert list(table.modalities) == ["image"]
+    rows = table.take(table.select(), ["image", "label", "split"]).to_pylist()
+    by_picture = {row["image"]: row for row in rows}
+    for i in range(6):
+        row = by_picture[picture(i)]
+        assert row["label"] == ("cat", "dog/wet")[i % 3 > 0]
+        assert row["split"] == (("train", "test")[i % 2] if split else "train")
+    flat = import_table(tmp_path / "flat", tmp_path / "other")
+    assert (list(flat.modalities), len(flat)) == (["image"], 6)
+    assert flat.take(flat.select(), ["label"])["label"].null_count == 6
+
+
 def test_folders_with_missing_partners_and_wrong_layouts(tmp_path: Path) -> None:
     source = tmp_path / "source"
     write_pairs(source, 4)
@@ -173,6 +194,7 @@ def test_folders_with_missing_partners_and_wrong_layouts(tmp_path: Path) -> None
     for i, name in enumerate(("cat", "dog")):
         (classes / name).mkdir(parents=True)
         (classes / name / f"{i}.png").write_bytes(picture(i))
+    (classes / "dog" / "2.npy").write_bytes(cloud(2))
     with pytest.raises(InputError, match="no stem occurs in two of cat, dog"):
         import_table(classes, tmp_path / "other")
     (source / "a.png").write_bytes(picture(0))

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from consilience.errors import InputError
 from consilience.views.keyed import KeyedRandom
-from consilience.views.pictures import PictureViewConfig, blur, luma, picture_view, recolour, speckle, warp
+from consilience.views.pictures import COLOUR, PictureViewConfig, blur, luma, picture_view, recolour, speckle, warp
 
 STILL = PictureViewConfig(
     crop_low=1, crop_high=1, ratio=1, flip=0, brightness=0, contrast=0, saturation=0, hue=0, grey=0, blur=0
@@ -130,3 +130,27 @@ def test_speckle_has_the_moments_of_gamma(looks: float) -> None:
 def test_refusals(options: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
         PictureViewConfig(**options)
+
+
+def test_colours_are_moved_by_the_four_operations_clipped_once() -> None:
+    """One pixel at a time, from the definitions of brightness, contrast, saturation and hue."""
+    config = replace(STILL, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, colour_probability=1)
+    x = 0.3 + 0.4 * torch.rand(3, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    random = draws(3)
+    found = recolour(x, random, config)
+    weights, to = torch.tensor([0.299, 0.587, 0.114]).double(), torch.tensor(
+        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    ).double()  # fmt: skip
+    for i in range(3):
+        bright, contrast, saturation = (float(random.uniform(COLOUR + k, 0.6, 1.4)[i]) for k in (1, 2, 3))
+        angle = float(random.uniform(COLOUR + 4, -0.1, 0.1)[i]) * 2 * math.pi
+        lit = x[i] * bright
+        middle = (lit * weights[:, None, None]).sum(0).mean()
+        lit = middle + (lit - middle) * contrast
+        grey = (lit * weights[:, None, None]).sum(0)
+        vivid = grey + (lit - grey) * saturation
+        luma, chroma = (to @ vivid.flatten(1))[:1], (to @ vivid.flatten(1))[1:]
+        turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).double()
+        turned = torch.cat([luma, turn @ chroma])
+        expected = (torch.linalg.inv(to) @ turned).clamp(0, 1).view_as(vivid)
+        torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=0)

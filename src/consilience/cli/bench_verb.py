@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
-SUITES = ("evaluation", "matching", "romo", "scale", "search", "serve", "sgraf")
+SUITES = ("evaluation", "matching", "romo", "scale", "search", "serve", "sgraf", "views")
 
 
 def run(
@@ -23,11 +23,11 @@ def run(
 
     Args:
         suite: evaluation (metrics), matching (ranks of pairs), romo or sgraf (training steps), search, scale (bytes
-            and seconds an item), serve (the service under load).
+            and seconds an item), serve (the service under load), views (batched augmentation).
         repeats: Timed repetitions of each side; medians are compared.
         rows: Of search: float vectors, default 1,000,000; of scale and serve: rows of the Table.
         codes: Of search: binary codes; default 10,000,000.
-        threads: Of search: threads of every side; default all cores.
+        threads: Of search: threads of every side; default all cores. Of views: threads of our side; default 1.
         seconds: Of serve: how long; default 60.
         clients: Of serve: how many at once; default 50.
         out: Also write the result to this JSON file (-o).

@@ -15,6 +15,9 @@ def run(
     bits: int | None = None,
     by: Literal["itq", "sign", "lsh", "learned"] = "itq",
     database: str = "split = 'train'",
+    finetune: str | None = None,
+    draws: int = 3,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Judge a run: retrieval of pairs, and where there are labels by class; the pseudo-labels and beliefs it left.
 
@@ -28,6 +31,9 @@ def run(
         bits: Judge binary codes of this length too, ranked by Hamming distance; methods that learn codes need none.
         by: How vectors are hashed into --bits.
         database: SQL filter of the rows that codes are searched in (and that a hasher is fitted on, without labels).
+        finetune: Of a run for few labels: also fine-tune its network, and one from random weights, on that many
+            labels, such as 1/32 or "1 a class", in RUN/finetuned.
+        draws: How many draws of labels --finetune takes.
     """
     from dataclasses import replace
 
@@ -52,6 +58,12 @@ def run(
                     )
     codes = CodeOptions(bits, by, database)
     figures = evaluate(loaded, where=where, folds=folds, ties=ties, relevance=relevance, codes=codes)
+    if finetune is not None:
+        from consilience.evaluation.few_labels import fine_tuned
+
+        out = loaded[0].path / "finetuned"
+        found = fine_tuned(loaded[0], out, where=where, setting=finetune, draws=draws, quiet=quiet)
+        figures["few_labels"]["fine_tuned"] = found
     result: dict[str, Any] = {"run": places[0], "table": str(loaded[0].table.path), **figures}
     if len(places) > 1:
         result["ensemble"] = places
@@ -65,14 +77,9 @@ def run(
 
 def parse(words: list[str]) -> dict[str, Any] | None:
     """One or more run folders, and options."""
-    from consilience.cli.parsing import parse_call
+    from consilience.cli.parsing import apart, parse_call
 
-    places: list[str] = []
-    others: list[str] = []
-    for place, word in enumerate(words):
-        before = words[place - 1] if place else ""
-        is_value = before.startswith("-") and "=" not in before and before not in ("-h", "--help")
-        (others if is_value or word.startswith("-") else places).append(word)
+    places, others = apart(words)
     call = parse_call(run, [*places[:1], *others], "consilience evaluate")
     if call is not None:
         call["run"] = places if len(places) > 1 else places[0]
@@ -83,6 +90,13 @@ def show(result: dict[str, Any]) -> None:
     from consilience.cli.parsing import command
 
     print(f"{result['rows']} rows of {result['table']} where {result['where']}")
+    if "task" in result:
+        from consilience.evaluation.tasks import JUDGES
+        from consilience.methods.base import Task
+
+        print("\n".join(JUDGES[Task(result["task"])].lines(result)))
+        print(f"next    {command('predict', result['run'], 'PICTURE')}")
+        return
     if "ensemble" in result:
         print(f"ensemble of {', '.join(result['ensemble'])}")
     _show_pairs(result.get("pairs", {}))

@@ -16,6 +16,8 @@ def run(
     tokenizer: str | None = None,
     captions: str | None = None,
     on_bad_sample: Literal["stop", "quarantine"] = "stop",
+    weather: str | None = None,
+    weather_seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Make a Table from a source.
@@ -31,6 +33,9 @@ def run(
             the training captions: fit-words, fit-bpe:8000. Default what the source says, else bytes.
         captions: Which captions of a Noise-of-Web folder: bpe, bert or jieba.
         on_bad_sample: stop at the first unreadable sample, or quarantine such samples and go on.
+        weather: Put pictures into weather: haze=0.04,rain=0.04,snow=0.04 are shares of the training rows; test rows
+            come once in each.
+        weather_seed: Seed of which pictures and how.
     """
     from consilience.data.importers import import_table
     from consilience.errors import InputError
@@ -46,6 +51,8 @@ def run(
         tokenizer=tokenizer,
         captions=captions,
         on_bad_sample=on_bad_sample,
+        weather=shares(pairs(weather, "--weather")),
+        weather_seed=weather_seed,
     )
     listed = table.path / "quarantine.jsonl"
     return {
@@ -55,6 +62,19 @@ def run(
         "quarantined": len(listed.read_text().splitlines()) if listed.exists() else 0,
         "data_version": table.fingerprint(),
     }
+
+
+def shares(given: dict[str, str] | None) -> dict[str, float] | None:
+    """The values of ``--weather`` as numbers; InputError for one that is none."""
+    from consilience.errors import InputError
+
+    if given is None:
+        return None
+    try:
+        return {name: float(value) for name, value in given.items()}
+    except ValueError as error:
+        said = ",".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(f"--weather {said}: expected shares such as haze=0.04,rain=0.04") from error
 
 
 def show(result: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a method on data into a run folder, or resume one",
     "reproduce": "a paper's claimed effect against ablations and baselines, with intervals",
     "evaluate": "retrieval figures and pseudo-label accuracy of a run",
+    "predict": "scores, classes or counts of pictures, with maps, from a run",
     "embed": "write a run's vectors into columns of a Table",
     "index": "make a Table searchable with a run's encoders",
     "search": "find rows of one modality with a query of another",

@@ -43,6 +43,17 @@ def parse_call(
     return _parse(reader, expanded)
 
 
+def apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that belong to no option, and the others; every option but --help takes one value."""
+    free: list[str] = []
+    others: list[str] = []
+    for place, word in enumerate(words):
+        before = words[place - 1] if place else ""
+        is_value = before.startswith("-") and "=" not in before and before not in ("-h", "--help")
+        (others if is_value or word.startswith("-") else free).append(word)
+    return free, others
+
+
 def _tidy(reader: ArgumentParser, function: Callable[..., Any], skip: set[str]) -> None:
     """A usage of one line, and no ``--method FILE`` beside ``--method.x``: recipes come by --config."""
     required = [

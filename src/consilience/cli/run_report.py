@@ -10,6 +10,8 @@ from typing import Any
 from consilience.data.table import QUARANTINE
 from consilience.evaluation.figures import loss_curves, precision_recall
 from consilience.evaluation.report import Report
+from consilience.evaluation.tasks import JUDGES
+from consilience.methods.base import Task
 from consilience.training.api import Run
 
 
@@ -27,7 +29,11 @@ def write_run_report(run: Run, figures: Mapping[str, Any] | None = None) -> Path
             "Loss terms by step; agreement of the modalities on held-out pairs by epoch.",
         )
     if figures is not None:
-        add_figures(page, figures)
+        if run.method.task is Task.RETRIEVAL:
+            add_figures(page, figures)
+        else:
+            page.heading(f"Judged on {figures['rows']} rows where {figures['where']}")
+            JUDGES[run.method.task].report(page, figures, run, figures["where"])
     add_quarantine(page, run)
     page.heading("Traced to")
     page.table(("", ""), [(name, str(value)) for name, value in facts.items()])

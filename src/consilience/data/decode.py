@@ -55,9 +55,6 @@ class DecodeConfig:
 
     image_size: int = 28
     """Height and width of images in pixels."""
-    image_fit: Fit = "cut"
-    """How pictures of any size get there: the shorter side is resized and the centre cut out (cut), the longer side is
-    resized and black put around (whole), or the centre is cut out at its own scale (centre)."""
     n_points: int = 128
     """Points per cloud."""
     n_faces: int = 500
@@ -72,6 +69,9 @@ class DecodeConfig:
     """Width of a region's feature vector."""
     vector_width: int = 128
     """Width of single feature vectors."""
+    image_fit: Fit = "cut"
+    """How pictures of any size get there: the shorter side is resized and the centre cut out (cut), the longer side is
+    resized and black put around (whole), or the centre is cut out at its own scale (centre)."""
 
     def __post_init__(self) -> None:
         lows = {"image_size": 1, "n_points": MIN_POINTS, "n_faces": 1, "max_tokens": 2}

@@ -36,8 +36,9 @@ class Loader:
     ``partners`` maps a modality to int64 offsets, one for each of ``rows``, from which that modality is read
     instead of from the row itself: mismatched pairs for experiments, see :mod:`consilience.data.corrupt`.
 
-    ``weights``: float [n] in [0, 1]; a row takes part in that share of the epochs, in expectation. Every epoch then
-    has the same number of rows, the sum of the weights.
+    ``weights``: float [n], 0 or more; how many times a row takes part in an epoch, in expectation (0.3: in that share
+    of the epochs). Every epoch then has the same number of rows, the sum of the weights. A row's several visits are
+    spread evenly over the epoch.
 
     The last batch of an epoch may be short. It is dropped when ``drop_last`` is set and whenever it holds
     fewer than two rows for each rank, because batch normalisation is undefined on one row.
@@ -79,8 +80,8 @@ class Loader:
         count = len(self._reader.rows)
         self._weights = weights
         if weights is not None:
-            if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or weights.max() > 1:
-                raise InputError(f"weights are not {count} numbers from 0 to 1; give one for each row")
+            if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0:
+                raise InputError(f"weights are not {count} numbers of 0 or more; give one for each row")
             count = int(np.floor(weights.sum() + 1e-9))
         if not 0 <= rank < world:
             raise InputError(f"rank {rank} of {world}; ranks count from 0 to {world - 1}")
@@ -123,10 +124,12 @@ class Loader:
         if self._shuffle:
             positions = rng.permutation(positions)
         if self._weights is not None:
-            # evenly spaced marks on the weights laid end to end hit a row of weight w with probability w
+            # evenly spaced marks on the weights laid end to end hit a row of weight w in w of the epochs, or w times
             ends = np.cumsum(self._weights[positions])
             marks = np.arange(int(np.floor(self._weights.sum() + 1e-9))) + rng.random()
             positions = positions[np.minimum(np.searchsorted(ends, marks, side="right"), len(ends) - 1)]
+            if self._weights.max() > 1:
+                positions = _spread(positions, rng)
         return positions
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -263,6 +266,14 @@ class _Cache:
             {name: mask[index] for name, mask in self._present.items()},
             {name: value[index] for name, value in self._targets.items()},
         )
+
+
+def _spread(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same positions in a random order in which the n visits of one are 1 / n of the whole apart."""
+    row, first, times = np.unique(positions, return_index=True, return_counts=True)
+    start, place = np.searchsorted(row, positions), np.arange(len(positions))
+    visit = place - first[start]  # marks hit a row's visits one after the other
+    return positions[np.argsort((visit + rng.random(len(row))[start]) / times[start], kind="stable")]
 
 
 class _Schedule:

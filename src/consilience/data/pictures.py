@@ -67,6 +67,14 @@ def decode_image(data: bytes, kind: Kind, size: int, fit: Fit = "cut") -> UInt8[
     return pixels[None] if kind is Kind.GREY else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def decode_whole(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture as it is, upright, uint8 [h, w, 3]; transparency and depth as in :func:`decode_image`."""
+    try:
+        return np.array(_flatten(ImageOps.exif_transpose(open_image(data)), "RGB"), dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"broken image ({reason(error)}); repair or remove it") from error
+
+
 def placement(data: bytes, size: int, fit: Fit) -> Placement:
     """Where :func:`decode_image` puts a picture's pixels; reads the header only."""
     try:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from consilience.errors import InputError
+
 
 class Kind(StrEnum):
     """What the bytes of a modality are, and the tensor they decode to."""
@@ -57,6 +59,14 @@ class Target(StrEnum):
 
 Modalities = Mapping[str, Kind]
 """Modality name to kind, in the order of the Table's columns."""
+
+
+def single(modalities: Modalities) -> tuple[str, Kind]:
+    """Name and kind of the one modality, a picture; :class:`InputError` for anything else."""
+    if len(modalities) != 1 or not next(iter(modalities.values())).is_image:
+        listed = ", ".join(f"{name} ({kind})" for name, kind in modalities.items())
+        raise InputError(f"one picture modality is needed, there are {listed}; choose with --train.modalities")
+    return next(iter(modalities.items()))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,24 @@ class SlotEncoder(Encoder):
         return mean_of_slots(*self.slots(x))
 
 
+class MapEncoder(Encoder):
+    """An encoder of pictures that also gives the feature maps of its stages; its features are the mean of the last."""
+
+    channels: tuple[int, ...]
+    """Channels of each stage's map."""
+    strides: tuple[int, ...]
+    """Pixels of the input, along a side, that one place of each stage's map stands for."""
+
+    @abstractmethod
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """Maps float [B, channels, h, w] of all stages after their non-linearity, the deepest last, of pictures in
+        [0, 1]."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width"]:
+        """The mean of the deepest map over its places."""
+        return self.maps(x)[-1].mean((2, 3))
+
+
 def mean_of_slots(slots: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
     """Mean over the slots in ``mask``, zeros for a row without any."""
     keep = mask.unsqueeze(-1).to(slots.dtype)

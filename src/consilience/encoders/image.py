@@ -14,21 +14,25 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from consilience.encoders.base import Encoder, SlotEncoder
+from consilience.encoders.base import MapEncoder, SlotEncoder
 from consilience.encoders.hub import HuggingFace, image_settings, load_model
 from consilience.encoders.norm import BatchNorm1d, BatchNorm2d, synchronise
 from consilience.errors import InputError, unknown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+"""Their means, for encoders that read one channel."""
 RESNETS: dict[int, tuple[str, list[int], list[int]]] = {
     18: ("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
+    34: ("basic", [3, 4, 6, 3], [64, 128, 256, 512]),
     50: ("bottleneck", [3, 4, 6, 3], [256, 512, 1024, 2048]),
     101: ("bottleneck", [3, 4, 23, 3], [256, 512, 1024, 2048]),
+    152: ("bottleneck", [3, 8, 36, 3], [256, 512, 1024, 2048]),
 }
 
 
-class _Normalise(nn.Module):
+class Normalise(nn.Module):
     """(x - mean) / std a channel; a grey image is shown as three equal channels."""
 
     mean: Tensor
@@ -84,22 +88,35 @@ class SmallCNN(SlotEncoder):
         return out
 
 
-class ResNet(Encoder):
-    """ResNet-18, -50 or -101 (He et al., CVPR 2016) from random weights: pooled 512 or 2048 features."""
+class ResNet(MapEncoder):
+    """ResNet-18, -34, -50, -101 or -152 (He et al., CVPR 2016) from random weights: pooled 512 or 2048 features.
 
-    def __init__(self, depth: int = 18) -> None:
+    ``channels_in`` 1: a first layer for grey pictures; 3 shows them as three equal channels.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, depth: int = 18, channels_in: int = 3) -> None:
         super().__init__()
         from transformers import ResNetConfig, ResNetModel
 
         if depth not in RESNETS:
             raise unknown("ResNet depth", str(depth), map(str, RESNETS))
         kind, depths, sizes = RESNETS[depth]
-        config = ResNetConfig(layer_type=kind, depths=depths, hidden_sizes=sizes, embedding_size=64)
-        self.width = sizes[-1]
-        self.normalise = _Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        config = ResNetConfig(
+            num_channels=channels_in, layer_type=kind, depths=depths, hidden_sizes=sizes, embedding_size=64
+        )
+        self.width, self.channels = sizes[-1], tuple(sizes)
+        grey = channels_in == 1
+        self.normalise = Normalise(GREY_MEAN if grey else IMAGENET_MEAN, GREY_STD if grey else IMAGENET_STD)
         self.model = synchronise(ResNetModel(config))
 
-    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b width"]:
+    def maps(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, ...]:
+        """Maps after each of the four stages, of pictures of any size of 32 pixels or more."""
+        states: tuple[Tensor, ...] = self.model(pixel_values=self.normalise(x), output_hidden_states=True).hidden_states
+        return states[1:]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width"]:
         """Features of images in [0, 1] of any size of 32 pixels or more."""
         out: Tensor = self.model(pixel_values=self.normalise(x)).pooler_output.flatten(1)
         return out
@@ -133,7 +150,7 @@ class HuggingFaceImage(HuggingFace):
             raise InputError(f"{path_or_id} does not read images; choose a vision model such as ViT or CLIP")
         self.model = synchronise(model)
         settings = image_settings(path_or_id)
-        self.normalise = _Normalise(
+        self.normalise = Normalise(
             settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
         )
         size = getattr(model.config, "image_size", None) or settings.get("crop_size") or settings.get("size")

@@ -103,7 +103,9 @@ def _some(what: str, names: tuple[str, ...]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
 
 
-def _assign(module: nn.Module, state: State, path: Path | str, strict: bool, free: tuple[str, ...]) -> LoadReport:
+def assign(
+    module: nn.Module, state: State, path: Path | str, strict: bool = True, free: tuple[str, ...] = ()
+) -> LoadReport:
     """Copy ``state`` into ``module``; names that start with ``free`` may be absent even if ``strict``."""
     own = module.state_dict()
     shared = [name for name in own if name in state]
@@ -135,7 +137,18 @@ def load_weights(module: nn.Module, path: Path | str, *, strict: bool = True, al
 
     With ``strict=False`` what fits is loaded and the rest reported; ``InputError`` when nothing fits.
     """
-    return _assign(module, read_weights(path, allow_pickle), path, strict, ())
+    return assign(module, read_weights(path, allow_pickle), path, strict)
+
+
+def load_part(module: nn.Module, path: Path | str, part: str = "encoder") -> LoadReport:
+    """Load one part of a run's ``model.safetensors``, the tensors named ``part.*``; ``InputError`` unless all fit."""
+    file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    state = read_weights(file)
+    own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    if not own:
+        parts = sorted({name.partition(".")[0] for name in state})
+        raise InputError(f"{file} has no part {part!r}; it holds {', '.join(parts)}")
+    return assign(module, own, file)
 
 
 def _below(state: State, anchor: str) -> State | None:
@@ -166,7 +179,7 @@ def load_dgcnn(encoder: DGCNN, path: Path | str, *, strict: bool = True, allow_p
     state = read_weights(path, allow_pickle)
     public = _below(state, "conv1.0.weight")
     if public is None:
-        return _assign(encoder, state, path, strict, ())
+        return assign(encoder, state, path, strict)
     classifies = "bn6.weight" in public
     rules: list[tuple[str, str | None]] = [
         *[(rf"conv{n}\.0\.", f"edges.{n - 1}.conv.") for n in range(1, 5)],
@@ -180,7 +193,7 @@ def load_dgcnn(encoder: DGCNN, path: Path | str, *, strict: bool = True, allow_p
     state = _renamed(public, rules)
     if "embed.weight" in state:
         state["embed.weight"] = state["embed.weight"].flatten(1)
-    return _assign(encoder, state, path, strict, ("head.", "head_norm.") if classifies else ())
+    return assign(encoder, state, path, strict, ("head.", "head_norm.") if classifies else ())
 
 
 def load_meshnet(encoder: MeshNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
@@ -188,7 +201,7 @@ def load_meshnet(encoder: MeshNet, path: Path | str, *, strict: bool = True, all
     state = read_weights(path, allow_pickle)
     public = _below(state, "spatial_descriptor.spatial_mlp.0.weight")
     if public is None:
-        return _assign(encoder, state, path, strict, ())
+        return assign(encoder, state, path, strict)
     rules: list[tuple[str, str | None]] = [
         (r"spatial_descriptor\.spatial_mlp\.", "spatial."),
         (r"structural_descriptor\.FRC\.rotate_mlp\.", "rotate.pair."),
@@ -209,7 +222,7 @@ def load_meshnet(encoder: MeshNet, path: Path | str, *, strict: bool = True, all
     for name, value in state.items():
         if value.dim() > 2:  # 1x1 convolutions [out, in, 1(, 1)] and kernel angles [1, kernels, 4]
             state[name] = value.squeeze(0) if name.startswith("kernel.") else value.flatten(1)
-    return _assign(encoder, state, path, strict, ())
+    return assign(encoder, state, path, strict)
 
 
 def load_resnet(encoder: ResNet, path: Path | str, *, strict: bool = True, allow_pickle: bool = False) -> LoadReport:
@@ -232,7 +245,7 @@ def load_resnet(encoder: ResNet, path: Path | str, *, strict: bool = True, allow
                 (rf"{block}downsample\.0\.", rf"{ours}shortcut.convolution."),
                 (rf"{block}downsample\.1\.", rf"{ours}shortcut.normalization."),
             ]
-        return _assign(encoder, _renamed(public, rules), path, strict, ())
+        return assign(encoder, _renamed(public, rules), path, strict)
     public = _below(state, "embedder.embedder.convolution.weight") or state
     rules = [(r"(embedder|encoder)\.", r"model.\1."), (r"classifier\.", None)]
-    return _assign(encoder, _renamed(public, rules), path, strict, ())
+    return assign(encoder, _renamed(public, rules), path, strict)

@@ -22,7 +22,8 @@ from consilience.evaluation.matching import folds as judge
 from consilience.evaluation.retrieval import RetrievalResult, retrieval
 from consilience.evaluation.scoring import Represented, Rows, ensemble, paired_items
 from consilience.evaluation.stats import bootstrap_mean
-from consilience.methods.base import Encoded, Method
+from consilience.evaluation.tasks import JUDGES
+from consilience.methods.base import Encoded, Method, Task
 from consilience.training.api import NOISE_INDEX, Run
 from consilience.training.config import TrainConfig
 from consilience.training.configure import build
@@ -94,6 +95,9 @@ def evaluate(
     Of a method that learns codes, and of any other when ``codes`` says how long they shall be: retrieval by Hamming
     distance (``hamming``), with the rows as queries and those that ``codes.database`` names as the database.
 
+    Of a method for another task than retrieval: what the judge of its task measures
+    (:mod:`consilience.evaluation.tasks`), under that one's key.
+
     Several runs over the same rows and modalities are judged as one: the mean of their scores (of their cosines, by
     class); ``pseudo_labels`` and ``noise`` are then the first run's. ``folds``, ``ties``: of the pairs, see
     :mod:`consilience.evaluation.matching`. ``relevance`` group: an item whose text equals the query's counts too.
@@ -103,6 +107,11 @@ def evaluate(
     first = _checked(runs)
     table, rows = first.table, chosen_rows(first.table, where)
     figures: dict[str, Any] = {"rows": len(rows), "where": where}
+    task = first.method.task
+    if task is not Task.RETRIEVAL:
+        if len(runs) > 1:
+            raise InputError(f"runs for {task} are judged one by one; name one run folder")
+        return figures | {"task": str(task)} | JUDGES[task].figures(first, where)
     labels = _labels(table, where)
     encoded: Sequence[Encoded] | None = None
     if labels is not None or not all(_has_scorer(one.method) for one in runs):

@@ -2,7 +2,9 @@
 
 An experiment is a YAML file in ``recipes/experiments``: entries that differ in the method or its configuration only
 (same data, encoders, epochs and seeds), settings under which all of them are run (ratios of noise, say), the claim, and
-which entries it compares. ``holds`` is true only if the 95% interval of every paired difference lies above 0.
+which entries it compares. ``holds`` is true only if the 95% interval of every paired difference lies above 0. With
+``lower: true`` less is better (errors), and the difference is taken the other way round. An entry with a ``figure`` of
+its own is read off that place of ``evaluate``'s answer: a baseline that needs no training shares another entry's run.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ def reproduce(
     experiment = read_yaml(plan or method, "experiments")
     data = data or experiment["data"]
     known = ("method", "data", "metric", "figure", "claim", "settings", "enough", "method_config", "train", "clusters",
-             "with_data", "codes", "margin", "margins", "entries")  # fmt: skip
+             "with_data", "codes", "margin", "margins", "entries", "lower")  # fmt: skip
     for key in experiment:
         if key not in known:
             raise unknown(f"key of the experiment {plan or method}", str(key), known)
@@ -166,6 +168,10 @@ def _run(
 
         spy = watch
     twin = None if spy else _finished(out / "runs", wanted)
+    if twin is not None and "figure" in entry and (twin / done.name).exists():  # only read elsewhere in its answer
+        found = json.loads((twin / done.name).read_text())
+        write_json(done, found)
+        return found
     if twin is not None:  # another entry that differs in what is done with the vectors only
         run = load(twin)
     elif (place / "config.yaml").exists():
@@ -213,10 +219,19 @@ def _summary(
         bounds = [None if math.isnan(x) else x for x in (interval.low, interval.high)]
         results[name] = {"mean": interval.mean, "ci95": bounds, "values": values}
 
-    figure = tuple(plan.get("figure", "mean_map").split("."))
+    borrowed = set()
+    for setting in _settings(plan):
+        for of, entry in plan["entries"].items():
+            figure = (entry or {}).get("figure", plan.get("figure", "mean_map"))
+            values = [_at(run, tuple(figure.split("."))) for run in runs[of + setting]]
+            if all(math.isnan(value) for value in values):
+                raise InputError(f"entry {of} of the experiment: evaluate gives no figure {figure!r} of its runs")
+            put(of + setting, values)
+            if "figure" in (entry or {}):
+                borrowed.add(of + setting)
     for name, found in runs.items():
-        put(name, [_at(run, figure) for run in found])
-    for name, found in runs.items():
+        if name in borrowed:
+            continue
         for path in _paths(found[0]):
             values = [_at(run, path) for run in found]
             if not any(math.isnan(value) for value in values):
@@ -227,12 +242,14 @@ def _summary(
             if "at" in pair and setting.removeprefix(" at ") not in pair["at"]:
                 continue
             of, over = f"{pair['of']}{setting}", f"{pair['over']}{setting}"
-            found_margin = paired_difference(results[of]["values"], results[over]["values"]).interval
+            more, less = (over, of) if plan.get("lower") else (of, over)
+            found_margin = paired_difference(results[more]["values"], results[less]["values"]).interval
             low, high = found_margin.low, found_margin.high
             margins.append(
                 {
                     "of": of,
                     "over": over,
+                    "difference": f"{more} minus {less}",
                     "mean": found_margin.mean,
                     "ci95": [None if math.isnan(x) else x for x in (low, high)],
                     "holds": bool(low > 0),
@@ -310,7 +327,7 @@ def _report(out: Path, result: Mapping[str, Any]) -> None:
         )
         verdict = "Shown" if margin["holds"] else "Not shown"
         page.text(
-            f"{verdict}: {margin['of']} minus {margin['over']} is {margin['mean']:+.3f} ({bounds}, paired over "
+            f"{verdict}: {margin['difference']} is {margin['mean']:+.3f} ({bounds}, paired over "
             f"{len(result['seeds'])} seeds).",
             "" if margin["holds"] else "warning",
         )

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -23,6 +24,19 @@ from torch import Tensor, nn
 from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Batch, Modalities, Target
 from consilience.errors import InputError
+
+
+class Task(StrEnum):
+    """What a method is for, and so how a run of it is judged."""
+
+    RETRIEVAL = "retrieval"
+    """Vectors of several modalities that are compared."""
+    SCORING = "scoring"
+    """A number for a picture."""
+    CLASSES = "classes"
+    """A class for a picture, from few labels."""
+    COUNTING = "counting"
+    """How many things a picture shows, and where."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +152,13 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type]
     complete: ClassVar[bool] = False
     """Whether it trains on rows that have all modalities only."""
+    task: ClassVar[Task] = Task.RETRIEVAL
     binary: ClassVar[bool] = False
     """Whether the signs of its vectors are codes that it has learnt."""
     targets: ClassVar[Mapping[str, Target]] = {}
     """Columns that training batches tell the method (``Batch.targets``); none for an unsupervised method."""
+    balance: ClassVar[str | None] = None
+    """The one of them whose classes are balanced unless ``--train.balance`` says otherwise."""
     config: Any
     modalities: dict[str, Any]
 
@@ -200,6 +217,12 @@ class Method(nn.Module, ABC):
     def believe(self, labels: Mapping[str, Tensor]) -> None:
         """Take the given labels, int64 [N] by modality, instead of own pseudo-labels."""
         raise InputError(f"{type(self).__name__} takes no given labels; drop --train.given")
+
+    def start_from(self, weights: Path, method: str) -> None:
+        """Take what this method can use of ``weights``, the safetensors file of a run of another ``method``."""
+        raise InputError(
+            f"--train.start: {weights} is a run of {method}; {type(self).__name__} starts from its own runs"
+        )
 
     def load_released(self, path: Path) -> None:
         """Start from a checkpoint of the authors' own program instead of a run."""

@@ -18,8 +18,9 @@ from consilience.data.noise_index import write_noise_index
 from consilience.data.review import Review
 from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
+from consilience.data.targets import class_names
 from consilience.distributed import rank, world_size
-from consilience.errors import ConsilienceError, InputError
+from consilience.errors import ConsilienceError, InputError, unknown
 from consilience.heads.released import SUFFIXES
 from consilience.methods.base import Method
 from consilience.methods.registry import find
@@ -130,7 +131,7 @@ def _trainer(
                 f"{name} takes {', '.join(info.kinds)}; {modality} of {table.path} is {kind.value}; "
                 "choose modalities with --train.modalities"
             )
-    selection = select_rows(table, train, modalities, info.cls.complete)
+    selection = select_rows(table, train, modalities, info.cls.complete, _balance(train, table, name))
     torch.manual_seed(train.seed)
     method = info.cls(config, modalities, len(selection.rows))
     if train.start:
@@ -138,6 +139,20 @@ def _trainer(
     if train.given:
         method.believe(given_labels(table, selection.rows, train.given, modalities))
     return Trainer(folder, table, method, train, selection, watch, quiet)
+
+
+def _balance(train: TrainConfig, table: Table, name: str) -> str | None:
+    """The column whose classes the run balances, if any. A method's rows may only be balanced by what it is told."""
+    cls = find(name).cls
+    column = cls.balance if train.balance == "auto" else None if train.balance == "none" else train.balance
+    if column is None:
+        return None
+    if column not in cls.targets:
+        told = ", ".join(cls.targets) or "no columns"
+        raise InputError(f"--train.balance {column}: {name} learns from {told}; choose one of them, or none")
+    if column not in table.columns:
+        raise unknown(f"column of {table.path}", column, table.columns)
+    return column
 
 
 def _start_from(place: Path, method: Method, name: str) -> None:
@@ -163,7 +178,12 @@ def _weights(folder: RunFolder) -> Path:
 
 
 def settled(config: Any, table: Table) -> Any:
-    """The configuration with the sizes and the tokenizer that it leaves open as the Table has them."""
+    """The configuration with the sizes, the tokenizer, the names of weathers and the number of classes that it leaves
+    open as the Table has them."""
+    if getattr(config, "classes", None) == 0:
+        config = replace(config, classes=len(class_names(table, "label")))
+    if getattr(config, "weathers", None) == "" and "weather" in table.columns:
+        config = replace(config, weathers=",".join(class_names(table, "weather")))
     encoders = getattr(config, "encoders", None)
     if encoders is None:
         if getattr(config, "vector_width", None) == 0 and "vector_width" in table.sizes:

@@ -60,6 +60,9 @@ class TrainConfig:
     """sample: a row takes part in that share of the epochs. exclude: rows below the threshold are left out."""
     trust_threshold: float = 0.5
     """Of ``trust_as`` exclude."""
+    balance: str = "auto"
+    """Column whose classes are balanced: the commonest takes half of every epoch, the others share the other half
+    equally. auto: the column that the method asks for, if any; none: rows as they come."""
     review: bool = False
     """Follow the decisions of a review (columns review and review_partner): dropped pairs are left out, re-paired ones
     get their new partner, and both these and kept ones are trusted whatever ``trust`` says."""

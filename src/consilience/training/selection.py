@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Selection:
     held_out_partners: Partners
     """The same for ``held_out``."""
     weights: np.ndarray | None
-    """Trust in [0, 1] for each of ``rows``: the share of the epochs in which it takes part."""
+    """For each of ``rows``, how many times it takes part in an epoch: its trust in [0, 1], or what balances classes."""
     noise_index: np.ndarray | None
     """Injected noise in the published format: image number by training row, all rows of split train."""
 
@@ -50,12 +51,15 @@ def chosen_modalities(table: Table, config: TrainConfig) -> dict[str, Kind]:
     return {name: known[name] for name in names}
 
 
-def select_rows(table: Table, config: TrainConfig, modalities: Modalities, complete: bool) -> Selection:
+def select_rows(
+    table: Table, config: TrainConfig, modalities: Modalities, complete: bool, balance: str | None = None
+) -> Selection:
     """Training rows, rows held out, injected mismatches and trust. Labels are read only for ``pairs``.
 
     Rows of split ``train`` are used (all rows when no row has that split). Rows of ``validation`` or ``val`` are held
     out when there are any, else a seeded share ``config.validation`` of the training rows, noise included.
-    ``complete``: only rows that have all ``modalities``. ``config.where`` applies to all of them.
+    ``complete``: only rows that have all ``modalities``. ``config.where`` applies to all of them. ``balance``: column
+    whose classes are balanced (:func:`balanced`), trust included.
     """
     has_all = " and ".join(f"{name} is not null" for name in modalities) if complete else "true"
     if config.where:
@@ -90,14 +94,33 @@ def select_rows(table: Table, config: TrainConfig, modalities: Modalities, compl
         aside, used = used[np.sort(order[:count])], used[np.sort(order[count:])]
         held_out = everything[aside]
         mates_held = {name: offsets[aside] for name, offsets in mates.items()}
+    weights = None if trust is None else trust[used]
+    if balance is not None:
+        weights = balanced(table.take(everything[used], [balance])[balance].to_pylist(), weights)
     return Selection(
         rows=everything[used],
         held_out=held_out,
         partners={name: offsets[used] for name, offsets in mates.items()},
         held_out_partners=mates_held,
-        weights=None if trust is None else trust[used],
+        weights=weights,
         noise_index=index,
     )
+
+
+def balanced(classes: Sequence[Any], trust: np.ndarray | None = None) -> np.ndarray:
+    """Visits of every row to an epoch, float64 [n]: the commonest class takes half of it, the others share the other
+    half equally, and within a class rows count by ``trust`` (equally by default). An epoch has as many visits as there
+    is trust. Rows without a class count as one more."""
+    names = [repr(value) for value in classes]
+    _, code, count = np.unique(names, return_inverse=True, return_counts=True)
+    trust = np.ones(len(names)) if trust is None else trust
+    mass = np.bincount(code, trust)
+    if len(count) == 1:
+        return trust
+    share = np.full(len(count), 0.5 / (len(count) - 1))
+    share[np.argmax(count)] = 0.5
+    share = np.where(mass > 0, share, 0.0)
+    return np.asarray(trust * (share / share.sum() * trust.sum() / np.maximum(mass, 1e-12))[code])
 
 
 def _mates(

@@ -7,6 +7,7 @@ batch, the rank or the moment of resumption: one process and many, an uninterrup
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_SLOT = 1_000_003  # counters between slots
 
 
 def _signed(value: int) -> int:
@@ -46,10 +48,17 @@ class KeyedRandom:
 
     def uniform(self, slot: int, low: float, high: float, size: int = 1) -> Float[Tensor, "b size"]:
         """Uniform float32 numbers in [low, high), ``size`` a sample; another ``slot`` gives independent ones."""
-        slots = torch.arange(size, device=self.index.device) + slot * 1_000_003
-        counter = self.index[:, None] * _signed(0x9E3779B97F4A7C15) + _mix(slots + _signed(self.key))[None]
-        bits = (_mix(counter) >> 40) & ((1 << 24) - 1)  # 24 bits: every value is exact in float32
-        return bits.to(torch.float32) * ((high - low) / (1 << 24)) + low
+        bits = self._bits(torch.arange(size, device=self.index.device) + slot * _SLOT)
+        return bits * ((high - low) / (1 << 24)) + low
+
+    def units(self, slots: Sequence[int]) -> Float[Tensor, "b n"]:
+        """Many draws in one pass: column i holds ``uniform(slots[i], 0, 1)``."""
+        return self._bits(torch.tensor([slot * _SLOT for slot in slots], device=self.index.device)) * (1 / (1 << 24))
+
+    def _bits(self, counters: Int64[Tensor, " n"]) -> Float[Tensor, "b n"]:
+        """Whole numbers below 2^24: every one is exact in float32."""
+        counter = self.index[:, None] * _signed(0x9E3779B97F4A7C15) + _mix(counters + _signed(self.key))[None]
+        return ((_mix(counter) >> 40) & ((1 << 24) - 1)).to(torch.float32)
 
     def normal(self, slot: int, size: int = 1) -> Float[Tensor, "b size"]:
         """Standard normal float32 numbers (Box-Muller), ``size`` a sample."""

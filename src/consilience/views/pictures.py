@@ -2,18 +2,20 @@
 time, on the device of the tensors, drawn by sample (:mod:`consilience.views.keyed`).
 
 Operations act in the order crop, flips, rotation, colour, grey, blur, noise, speckle. Colours are moved in a fixed
-order (brightness, contrast, saturation, hue) instead of a random one; hue turns the chroma plane of YIQ, which needs
-no branches and keeps luma. One-channel pictures get no colour operations but brightness and contrast.
+order (brightness, contrast, saturation, hue) instead of a random one, as one affine map that is clipped once; hue turns
+the chroma plane of YIQ, which needs no branches and keeps luma. One-channel pictures get no colour operations but
+brightness and contrast.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from consilience.errors import InputError
@@ -22,6 +24,10 @@ from consilience.views.keyed import KeyedRandom
 _LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 CROP, FLIP, ROTATE, COLOUR, GREY, BLUR, NOISE, SPECKLE = (100 + 20 * i for i in range(8))  # slots of the draws
+_SLOTS = (CROP, CROP + 1, FLIP, FLIP + 1, ROTATE, ROTATE + 1, *range(COLOUR, COLOUR + 5), GREY, BLUR, BLUR + 1, NOISE,
+          SPECKLE)  # fmt: skip
+_COLUMN = {slot: column for column, slot in enumerate(_SLOTS)}
+_PART = 1 << 22  # numbers of a part of a batch
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,57 @@ class PictureViewConfig:
                 raise InputError(f"views.{name}={getattr(self, name)}: expected 0 or more")
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """All numbers of a batch's views, drawn in one pass; noise and speckle are drawn where they fall."""
+
+    random: KeyedRandom
+    units: Float[Tensor, "b n"]
+    place: Float[Tensor, "b 2"]
+
+    @classmethod
+    def of(cls, random: KeyedRandom) -> _Draws:
+        return cls(random, random.units(_SLOTS), random.uniform(CROP + 2, -1, 1, 2))
+
+    def uniform(self, slot: int, low: float, high: float) -> Float[Tensor, " b"]:
+        return self.units[:, _COLUMN[slot]] * (high - low) + low
+
+    def chance(self, slot: int, probability: float) -> Bool[Tensor, " b"]:
+        """Which pictures an operation befalls."""
+        return self.units[:, _COLUMN[slot]] < probability
+
+    def of_rows(self, rows: slice | Tensor) -> _Draws:
+        return _Draws(KeyedRandom(self.random.key, self.random.index[rows]), self.units[rows], self.place[rows])
+
+
 def picture_view(
     images: Float[Tensor, "b c h w"], random: KeyedRandom, config: PictureViewConfig, size: int | None = None
 ) -> Float[Tensor, "b c s t"]:
     """A moved and recoloured copy of pictures in [0, 1], of ``size`` x ``size`` pixels (default: as they are)."""
-    x = warp(images, random, config, size)
-    x = recolour(x, random, config)
+    height, width = (size, size) if size else images.shape[2:]
+    draws, step = _Draws.of(random), len(images)
+    if images.device.type == "cpu":  # parts bound the memory; no view depends on its batch
+        step = max(1, _PART // max(1, images.shape[1] * height * width))
+    if len(images) <= step:
+        return _view(images, draws, config, height, width)
+    parts = [slice(start, start + step) for start in range(0, len(images), step)]
+    return torch.cat([_view(images[part], draws.of_rows(part), config, height, width) for part in parts])
+
+
+def _view(images: Tensor, draws: _Draws, config: PictureViewConfig, height: int, width: int) -> Tensor:
+    x = _recolour(_warp(images, draws, config, height, width), draws, config)
     if config.blur and config.blur_sigma:
-        soft = blur(x, random.uniform(BLUR + 1, 0.1, config.blur_sigma), config.blur_sigma).clamp(0, 1)
-        x = torch.where(_chance(random, BLUR, config.blur), soft, x)
+        chosen = draws.chance(BLUR, config.blur)
+        sigma = draws.uniform(BLUR + 1, 0.1, config.blur_sigma)[chosen, None]
+        x = _on(x, chosen, lambda part: blur(part, sigma, config.blur_sigma).clamp_(0, 1))
     if config.noise and config.noise_probability:
-        plane = random.normal(NOISE + 1, x.shape[2] * x.shape[3]).view(-1, 1, *x.shape[2:]) * config.noise
-        x = torch.where(_chance(random, NOISE, config.noise_probability), (x + plane).clamp(0, 1), x)
+        chosen = draws.chance(NOISE, config.noise_probability)
+        few = draws.of_rows(chosen).random
+        x = _on(x, chosen, lambda part: part.add_(_noise(few, part) * config.noise).clamp_(0, 1))
     if config.speckle and config.speckle_probability:
-        spots = speckle(random, config.speckle, x.shape[2], x.shape[3])
-        x = torch.where(_chance(random, SPECKLE, config.speckle_probability), (x * spots).clamp(0, 1), x)
+        chosen = draws.chance(SPECKLE, config.speckle_probability)
+        some = draws.of_rows(chosen).random
+        x = _on(x, chosen, lambda part: part.mul_(speckle(some, config.speckle, height, width)).clamp_(0, 1))
     return x
 
 
@@ -106,58 +148,72 @@ def warp(
 ) -> Float[Tensor, "b c s t"]:
     """Crop, mirror and rotation as one bilinear sampling; what lies outside repeats the border."""
     height, width = (size, size) if size else images.shape[2:]
-    area = random.uniform(CROP, config.crop_low, config.crop_high)[:, 0]
-    shape = torch.exp(random.uniform(CROP + 1, -1, 1)[:, 0] * math.log(config.ratio) / 2)
+    return _warp(images, _Draws.of(random), config, height, width)
+
+
+def _warp(images: Tensor, draws: _Draws, config: PictureViewConfig, height: int, width: int) -> Tensor:
+    area = draws.uniform(CROP, config.crop_low, config.crop_high)
+    shape = torch.exp(draws.uniform(CROP + 1, -1, 1) * math.log(config.ratio) / 2)
     wide, high = (area.sqrt() * shape).clamp(max=1), (area.sqrt() / shape).clamp(max=1)
-    place = random.uniform(CROP + 2, -1, 1, 2)
-    move = torch.stack([place[:, 0] * (1 - wide), place[:, 1] * (1 - high)], 1)
-    side = torch.where(random.uniform(FLIP, 0, 1)[:, 0] < config.flip, -1.0, 1.0)
-    up = torch.where(random.uniform(FLIP + 1, 0, 1)[:, 0] < config.flip_vertical, -1.0, 1.0)
-    turns = random.uniform(ROTATE, 0, 1)[:, 0] < config.rotate_probability
-    angle = torch.where(turns, random.uniform(ROTATE + 1, -config.rotate, config.rotate)[:, 0] * math.pi / 180, 0.0)
-    cos, sin = angle.cos(), angle.sin()
-    rows = torch.stack(
-        [
-            torch.stack([wide * side * cos, -wide * side * sin, move[:, 0]], 1),
-            torch.stack([high * up * sin, high * up * cos, move[:, 1]], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(rows, [len(images), images.shape[1], height, width], align_corners=False)
+    side = torch.where(draws.chance(FLIP, config.flip), -1.0, 1.0)
+    up = torch.where(draws.chance(FLIP + 1, config.flip_vertical), -1.0, 1.0)
+    across = (2 * torch.arange(width, device=area.device, dtype=area.dtype) + 1) / width - 1
+    down = ((2 * torch.arange(height, device=area.device, dtype=area.dtype) + 1) / height - 1)[:, None]
+    x, y = _each(wide * side) * across, _each(high * up) * down
+    if config.rotate and config.rotate_probability:
+        turns = draws.chance(ROTATE, config.rotate_probability)
+        degrees = draws.uniform(ROTATE + 1, -config.rotate, config.rotate)
+        angle = torch.where(turns, degrees * math.pi / 180, 0.0)
+        cos, sin = angle.cos(), angle.sin()
+        x = _each(cos) * x - _each(wide * side * sin) * down
+        y = _each(high * up * sin) * across + _each(cos) * y
+    x = x + _each(draws.place[:, 0] * (1 - wide))
+    y = y + _each(draws.place[:, 1] * (1 - high))
+    grid = torch.view_as_real(torch.complex(x, y))  # pairs, written in one pass
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
 def recolour(x: Float[Tensor, "b c h w"], random: KeyedRandom, config: PictureViewConfig) -> Float[Tensor, "b c h w"]:
     """Brightness, contrast, saturation and hue, each sample with probability ``colour_probability``; then grey."""
-    chosen = _chance(random, COLOUR, config.colour_probability)
+    return _recolour(x.clone(), _Draws.of(random), config)
+
+
+def _recolour(x: Tensor, draws: _Draws, config: PictureViewConfig) -> Tensor:
+    """The same in place."""
+    if config.brightness or config.contrast or config.saturation or config.hue:
+        chosen = draws.chance(COLOUR, config.colour_probability)
+        some = draws.of_rows(chosen)
+        x = _on(x, chosen, lambda part: _recoloured(part, some, config))
+    if x.shape[1] == 3 and config.grey:
+        x = _on(x, draws.chance(GREY, config.grey), lambda part: luma(part).expand_as(part))
+    return x
+
+
+def _recoloured(x: Tensor, draws: _Draws, config: PictureViewConfig) -> Tensor:
+    """The four colour operations on every picture of ``x``: one affine map of its colours, clipped at the end."""
 
     def factor(slot: int, reach: float) -> Tensor:
-        value = random.uniform(COLOUR + slot, max(0.0, 1 - reach), 1 + reach)[:, :, None, None]
-        return torch.where(chosen, value, 1.0)
+        return _each(draws.uniform(COLOUR + slot, max(0.0, 1 - reach), 1 + reach)).to(x.dtype)
 
-    if config.brightness:
-        x = (x * factor(1, config.brightness)).clamp(0, 1)
-    if config.contrast:
-        mean = luma(x).mean((2, 3), keepdim=True)
-        x = (mean + (x - mean) * factor(2, config.contrast)).clamp(0, 1)
+    brightness, contrast = factor(1, config.brightness), factor(2, config.contrast)
+    middle = luma(x.mean((2, 3), keepdim=True))[:, 0] * brightness
+    scale, shift = brightness * contrast, middle * (1 - contrast)
     if x.shape[1] != 3:
-        return x
-    if config.saturation:
-        grey = luma(x)
-        x = (grey + (x - grey) * factor(3, config.saturation)).clamp(0, 1)
+        return x.mul_(scale[:, None]).add_(shift[:, None]).clamp_(0, 1)
+    saturation = factor(3, config.saturation)
+    weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device)
+    matrix = saturation * torch.eye(3, dtype=x.dtype, device=x.device) + (1 - saturation) * weights  # greys stay
     if config.hue:
-        angle = random.uniform(COLOUR + 4, -config.hue, config.hue)[:, 0] * 2 * math.pi
-        x = _turn_hue(x, torch.where(chosen[:, 0, 0, 0], angle, 0.0))
-    if config.grey:
-        x = torch.where(_chance(random, GREY, config.grey), luma(x).expand_as(x), x)
-    return x
+        matrix = _hue(draws.uniform(COLOUR + 4, -config.hue, config.hue) * 2 * math.pi, x) @ matrix
+    return torch.baddbmm(shift, scale * matrix, x.flatten(2)).view_as(x).clamp_(0, 1)
 
 
 def luma(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     """Brightness as the eye weighs it; of a one-channel picture itself."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * torch.tensor(_LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = _LUMA
+    return torch.add(x[:, :1] * red, x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
 def blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b 1"], most: float) -> Float[Tensor, "b c h w"]:
@@ -166,10 +222,15 @@ def blur(x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "b 1"], most: float) 
     radius = min(max(1, math.ceil(3 * most)), min(x.shape[2:]) - 1)
     at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (at / sigma.clamp_min(1e-3).to(x.dtype)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)[:, None]
-    flat = F.pad(x.reshape(1, -1, *x.shape[2:]), [radius] * 4, mode="reflect")
-    flat = F.conv2d(flat, kernel[:, :, :, None], groups=flat.shape[1])
-    return F.conv2d(flat, kernel[:, :, None, :], groups=flat.shape[1]).view_as(x)
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, radius:, None, None, None]
+    out = F.pad(x, [radius] * 4, mode="reflect")
+    for axis in (2, 3):  # sums of shifted copies: two of them share a weight
+        padded, length = out, x.shape[axis]
+        out = padded.narrow(axis, radius, length) * kernel[:, 0]
+        for k in range(1, radius + 1):
+            both = padded.narrow(axis, radius - k, length) + padded.narrow(axis, radius + k, length)
+            out.addcmul_(both, kernel[:, k])
+    return out
 
 
 def speckle(random: KeyedRandom, looks: float, height: int, width: int) -> Float[Tensor, "b 1 h w"]:
@@ -180,16 +241,27 @@ def speckle(random: KeyedRandom, looks: float, height: int, width: int) -> Float
     return cube.clamp_min(0) ** 3
 
 
-def _turn_hue(x: Float[Tensor, "b 3 h w"], angle: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-    to = torch.tensor(_TO_YIQ, dtype=x.dtype, device=x.device)
-    turn = torch.zeros(len(angle), 3, 3, dtype=x.dtype, device=x.device)
+def _noise(random: KeyedRandom, like: Tensor) -> Tensor:
+    """Standard normal numbers [b, 1, h, w], one plane for all channels."""
+    return random.normal(NOISE + 1, like.shape[2] * like.shape[3]).view(-1, 1, *like.shape[2:])
+
+
+def _hue(angle: Float[Tensor, " b"], like: Tensor) -> Float[Tensor, "b 3 3"]:
+    """The maps of colours that turn the chroma plane of YIQ by ``angle`` (radians); greys and luma stay."""
+    to = torch.tensor(_TO_YIQ, dtype=like.dtype, device=like.device)
+    turn = torch.zeros(len(angle), 3, 3, dtype=like.dtype, device=like.device)
     turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos().to(x.dtype)
-    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin().to(x.dtype), angle.sin().to(x.dtype)
-    matrix = torch.linalg.inv(to) @ turn @ to
-    return torch.einsum("bij,bjhw->bihw", matrix, x).clamp(0, 1)
+    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos().to(like.dtype)
+    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin().to(like.dtype), angle.sin().to(like.dtype)
+    maps: Tensor = torch.linalg.inv(to) @ turn @ to
+    return maps
 
 
-def _chance(random: KeyedRandom, slot: int, probability: float) -> Tensor:
-    """bool [b, 1, 1, 1]: which samples an operation befalls."""
-    return (random.uniform(slot, 0, 1) < probability)[:, :, None, None]
+def _each(value: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1"]:
+    return value[:, None, None]
+
+
+def _on(x: Tensor, chosen: Bool[Tensor, " b"], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``x`` with ``change`` made to the chosen pictures, which it gets as a copy that it may overwrite."""
+    rows = chosen.nonzero()[:, 0]
+    return x.index_copy_(0, rows, change(x.index_select(0, rows))) if len(rows) else x

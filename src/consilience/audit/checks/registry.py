@@ -27,18 +27,20 @@ class CheckInfo:
     order: int
     """Of several suspicions of a row the one of lowest order is written to its column."""
     title: str
+    asked: bool = False
+    """Made only when it is named: it describes rows and suspects nothing."""
 
 
 _CHECKS: dict[str, CheckInfo] = {}
 
 
 def check(
-    name: str, *, suspicion: str, order: int, title: str
+    name: str, *, suspicion: str, order: int, title: str, asked: bool = False
 ) -> Callable[[Callable[[Context], Finding]], Callable[[Context], Finding]]:
     """Decorator: make a function of a context known as a check."""
 
     def keep(run: Callable[[Context], Finding]) -> Callable[[Context], Finding]:
-        _CHECKS[name] = CheckInfo(name, run, suspicion, order, title)
+        _CHECKS[name] = CheckInfo(name, run, suspicion, order, title, asked)
         return run
 
     return keep
@@ -55,7 +57,8 @@ def checks() -> dict[str, CheckInfo]:
 
 
 def run_checks(context: Context, names: Sequence[str] | None = None) -> dict[str, Finding]:
-    """Findings by name, all checks by default; a check that does not apply says why in ``skipped``.
+    """Findings by name, by default of all checks but those that must be asked for; a check that does not apply says why
+    in ``skipped``.
 
     Raises :class:`~consilience.errors.InputError` for an unknown name.
     """
@@ -65,7 +68,7 @@ def run_checks(context: Context, names: Sequence[str] | None = None) -> dict[str
             raise unknown("check", name, known)
     found = {}
     for name, info in known.items():
-        if names and name not in names:
+        if name not in names if names else info.asked:
             continue
         try:
             found[name] = info.run(context)

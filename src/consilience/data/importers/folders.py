@@ -1,7 +1,10 @@
-"""Folders: one sub-folder per modality, files with equal stems are one sample.
+"""Folders: one sub-folder per modality, files with equal stems are one sample; or pictures alone, by class or not.
 
 ``ROOT/image/a.png`` and ``ROOT/points/a.npy`` are a pair. A folder called train, test or val may stand
 above or below the modality's; folders further down are the class (``ROOT/train/image/cat/a.png``).
+
+A tree of pictures alone, none of whose stems occurs in two sub-folders, is one modality ``image``, the folders below
+the split the class (``ROOT/train/cat/a.png``), none for pictures that lie in no folder (``ROOT/a.jpg``).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from pathlib import Path
 
 from consilience.data.decode import format_of
 from consilience.data.importers.manifest import kind_of_format
+from consilience.data.pictures import IMAGE_FORMATS
 from consilience.data.reading import Bad, Reading
 from consilience.data.schema import Kind
 from consilience.data.table import Row
@@ -24,17 +28,17 @@ def read_folders(root: Path) -> Reading:
     """Open a tree of folders. The id is split, class and stem joined by ``/``; files of other kinds are
     ignored.
 
-    Raises :class:`InputError` when there are no samples below sub-folders, when two files of one modality
-    share a stem, and when several sub-folders have no stem in common (classes taken for modalities).
+    Raises :class:`InputError` when there are no samples, when two files of one modality share a stem, and when
+    several sub-folders of different formats have no stem in common.
     """
     samples: dict[tuple[str, str, str], dict[str, Path]] = {}
-    for path in sorted(root.rglob("*")):
-        place = path.relative_to(root)
-        if any(part.startswith(".") for part in place.parts) or not path.is_file():
-            continue
-        if not format_of(b"", path.name):
-            continue
-        split, modality, label = _roles(place, root)
+    paths = [path for path in sorted(root.rglob("*")) if _counts(path, root)]
+    classes = _are_classes(paths, root)
+    for path in paths:
+        split, parts = _split_off(path.relative_to(root))
+        if not parts and not classes:
+            raise InputError(f"{path} is in no modality's folder; {_LAYOUT}")
+        modality, label = ("image", "/".join(parts)) if classes else (parts[0], "/".join(parts[1:]))
         key = (split, label, path.stem)
         other = samples.setdefault(key, {}).setdefault(modality, path)
         if other != path:
@@ -51,17 +55,33 @@ def read_folders(root: Path) -> Reading:
     return Reading(str(root), kinds, _rows(root, samples, names))
 
 
-def _roles(place: Path, root: Path) -> tuple[str, str, str]:
-    """Split, modality and class of a file by the folders above it."""
+def _counts(path: Path, root: Path) -> bool:
+    """Whether it is a file of a known format, in no hidden folder."""
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.is_file() and bool(format_of(b"", path.name))
+
+
+def _are_classes(paths: list[Path], root: Path) -> bool:
+    """Whether the sub-folders of a tree of pictures are classes: there are several, or none, and no stem is in two."""
+    if not all(format_of(b"", path.name) in IMAGE_FORMATS for path in paths):
+        return False
+    folders: dict[tuple[str, str], set[str]] = {}
+    names = set()
+    for path in paths:
+        split, parts = _split_off(path.relative_to(root))
+        folders.setdefault((split, path.stem), set()).add(parts[0] if parts else "")
+        names.add(parts[0] if parts else "")
+    return (len(names) > 1 or names == {""}) and all(len(found) == 1 for found in folders.values())
+
+
+def _split_off(place: Path) -> tuple[str, list[str]]:
+    """The split that a file's folders name ("" for none), and the other folders above it."""
     parts = list(place.parts[:-1])
-    split = ""
     if parts and parts[0].lower() in SPLITS:
-        split = parts.pop(0)
-    elif len(parts) > 1 and parts[1].lower() in SPLITS:
-        split = parts.pop(1)
-    if not parts:
-        raise InputError(f"{root / place} is in no modality's folder; {_LAYOUT}")
-    return split, parts[0], "/".join(parts[1:])
+        return parts.pop(0), parts
+    if len(parts) > 1 and parts[1].lower() in SPLITS:
+        return parts.pop(1), parts
+    return "", parts
 
 
 def _rows(root: Path, samples: dict[tuple[str, str, str], dict[str, Path]], names: list[str]) -> Iterator[Row | Bad]:
