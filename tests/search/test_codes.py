@@ -16,6 +16,8 @@ from consilience.embedding.job import embed
 from consilience.errors import InputError
 from consilience.heads.codes import pack
 from consilience.search.search import Query, Searcher, build_index
+from consilience.search.stores import memory
+from consilience.search.stores.base import Space
 from tests.cli import tiny
 from tests.search import fakes
 
@@ -102,3 +104,14 @@ def test_merging_keeps_what_is_not_named(run: Any, table: Table) -> None:
         merge_rows(table, "vector_text", np.array([1]), vectors[:1, :4], owner)
     merge_rows(table, "fresh_text", np.array([5]), vectors[:1], owner)
     assert read_column(Table.open(table.path), "fresh_text")[0].tolist() == [5]
+
+
+@pytest.mark.parametrize("queries", [1, 63, 130])
+def test_queries_shared_by_threads_are_answered_alike(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.faiss, "omp_get_max_threads", lambda: 3)
+    draw = np.random.default_rng(0)
+    codes, asked = (draw.integers(0, 256, (n, 4), dtype=np.uint8) for n in (500, queries))
+    places, far = memory.nearest(Space("c", "hamming", 32, "x"), asked, codes, 7)
+    gaps = np.unpackbits(asked[:, None] ^ codes[None], axis=2).sum(2)
+    assert (np.take_along_axis(gaps, places, 1) == far).all()
+    assert (np.sort(far, 1) == np.sort(gaps, 1)[:, :7]).all()

@@ -283,6 +283,7 @@ _SKIPPED = (
     "precision_at_k",
     "recall_at_k",
     "partner_recall_at_k",
+    "baselines",
 )
 
 

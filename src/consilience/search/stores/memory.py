@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 
 import faiss
@@ -21,6 +23,7 @@ BLOCK = 32768  # rows gathered and compared at once when a filter picks them
 PRODUCT_FROM = 512  # numbers in queries from which FAISS multiplies matrices; its own 128,000 is up to 6 times slower
 _WIDEST = 2048  # answers of blocks that are kept a query before the nearest are picked
 _REMEMBERED = 8
+_SHARED = 64  # queries from which codes are compared by several threads of ours
 
 
 FAISS_OWN = int(faiss.cvar.distance_compute_blas_threshold)
@@ -207,10 +210,21 @@ def _plain(space: Space) -> _Compare:
         return 1 - cosines, place
 
     def hamming(queries: np.ndarray, block: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        bits, place = faiss.knn_hamming(queries, block, k)
+        parts = np.array_split(queries, min(faiss.omp_get_max_threads(), -(-len(queries) // _SHARED)))
+        if len(parts) < 2:
+            bits, place = faiss.knn_hamming(queries, block, k)
+        else:
+            found = list(_pool().map(lambda part: faiss.knn_hamming(part, block, k), parts))
+            bits, place = (np.concatenate(side) for side in zip(*found, strict=True))
         return bits.astype(np.float32), place
 
     return cosine if space.metric == "cosine" else hamming
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that each run FAISS on one: on a shared machine FAISS's own wait for the slowest after every block."""
+    return ThreadPoolExecutor(initializer=lambda: faiss.omp_set_num_threads(1), thread_name_prefix="hamming")
 
 
 def _tables(space: Space) -> _Compare:
