@@ -49,6 +49,7 @@ bench: $(ENV)
 	$(BIN)/consilience bench evaluation -o benchmarks/results/evaluation.json
 	$(BIN)/consilience bench matching -o benchmarks/results/matching.json
 	$(BIN)/consilience bench romo -o benchmarks/results/romo.json
+	$(BIN)/consilience bench views -o benchmarks/results/views.json
 	$(BIN)/consilience bench sgraf -o benchmarks/results/sgraf.json
 
 docs: $(DOCS)

@@ -24,10 +24,9 @@ def write_run_report(run: Run, figures: Mapping[str, Any] | None = None) -> Path
     page.text(f"{content['samples']} training samples; {kinds}. Seed {facts['seed']}.")
     records = list(run.folder.records())
     if records:
-        page.figure(
-            loss_curves(records),
-            "Loss terms by step; agreement of the modalities on held-out pairs by epoch.",
-        )
+        agreed = any("agreement" in record for record in records)
+        below = "; agreement of the modalities on held-out pairs by epoch." if agreed else "."
+        page.figure(loss_curves(records), f"Loss terms by step{below}")
     if figures is not None:
         if run.method.task is Task.RETRIEVAL:
             add_figures(page, figures)

@@ -22,7 +22,7 @@ from consilience.data.schema import Kind
 from consilience.encoders.norm import BatchNorm1d
 from consilience.encoders.point_ops import group, groups_of
 from consilience.encoders.transformer import Block
-from consilience.errors import InputError
+from consilience.errors import InputError, need_positive, need_share
 from consilience.views.keyed import KeyedRandom
 from consilience.views.masking import normalised, patchify, take
 
@@ -260,10 +260,8 @@ class TokenConfig:
     def __post_init__(self) -> None:
         if self.width % self.attention_heads or self.width % 4:
             raise InputError(f"--method.width {self.width}: expected a multiple of attention_heads and of 4")
-        if self.depth < 1:
-            raise InputError(f"--method.depth {self.depth}: expected a positive number")
-        if not 0 <= self.drop_path < 1:
-            raise InputError(f"--method.drop_path {self.drop_path}: expected a share from 0 to below 1")
+        need_positive(self, "depth")
+        need_share(self, "drop_path", whole=False)
 
     @property
     def decode(self) -> DecodeConfig:

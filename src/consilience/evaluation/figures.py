@@ -14,10 +14,12 @@ _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#4a5568")
 
 
 def loss_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
-    """Loss and its terms over the steps of ``log.jsonl``, phases marked; below it the label-free agreement."""
+    """Loss and its terms over the steps of ``log.jsonl``, phases marked; below it the label-free agreement, if any."""
     lines = list(records)
-    figure = Figure(figsize=(9, 4.6))
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    epochs = [r for r in lines if "agreement" in r]
+    figure = Figure(figsize=(9, 4.6 if epochs else 3.6))
+    axes = list(figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))) if epochs else [figure.subplots()]
+    above = axes[0]
     steps = [r for r in lines if "loss" in r]
     names = sorted({k for r in steps for k in r} - {"step", "phase", "epoch", "loss"})
     for name, colour in zip(["loss", *names], _COLOURS):
@@ -26,16 +28,16 @@ def loss_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     before = None
     for record in steps:
         if record["phase"] != before:
-            for axis in (above, below):
+            for axis in axes:
                 axis.axvline(record["step"], color="#a0aec0", lw=0.8, ls=":")
             above.text(record["step"], above.get_ylim()[1], f" {record['phase']}", va="top", fontsize=8)
             before = record["phase"]
-    epochs = [r for r in lines if "agreement" in r]
-    below.plot([r["step"] for r in epochs], [r["agreement"] for r in epochs], "o-", ms=3, color=_COLOURS[0])
     above.set_ylabel("loss")
     above.legend(fontsize=8, loc="upper right")
-    below.set_ylabel("agreement")
-    below.set_xlabel("step (one batch each)")
+    if epochs:
+        axes[1].plot([r["step"] for r in epochs], [r["agreement"] for r in epochs], "o-", ms=3, color=_COLOURS[0])
+        axes[1].set_ylabel("agreement")
+    axes[-1].set_xlabel("step (one batch each)")
     return figure
 
 

@@ -30,7 +30,7 @@ from consilience.data.pictures import Fit
 from consilience.data.schema import Batch, Modalities, single
 from consilience.distributed import gather_rows
 from consilience.encoders.maps import map_encoder
-from consilience.errors import InputError
+from consilience.errors import InputError, need_positive, need_share
 from consilience.heads.imprint import DrawnHead, imprinted_logits
 from consilience.heads.projection import classifier
 from consilience.losses.contrastive import nt_xent
@@ -115,17 +115,14 @@ class BIDFCConfig:
         for name, low in (("n_views", 2), ("shrink", 1), ("image_size", 1), ("epochs", 0), ("batch_size", 2)):
             if getattr(self, name) < low:
                 raise InputError(f"--method.{name} {getattr(self, name)}: expected {low} or more")
-        if self.temperature <= 0:
-            raise InputError(f"--method.temperature {self.temperature}: expected a positive number")
+        need_positive(self, "temperature")
         if self.image_size % self.shrink:
             raise InputError(f"--method.shrink {self.shrink}: expected a divisor of image_size {self.image_size}")
         if not 0 <= self.dwv_start <= self.dwv_full <= 1:
             raise InputError(
                 f"--method.dwv_start {self.dwv_start}, dwv_full {self.dwv_full}: expected 0 <= start <= full <= 1"
             )
-        for name in ("ema", "spared"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a number from 0 to below 1")
+        need_share(self, "ema", "spared", whole=False)
 
     @property
     def gathers(self) -> bool:

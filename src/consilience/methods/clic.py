@@ -35,7 +35,7 @@ from consilience.data.pictures import Fit
 from consilience.data.schema import Batch, Modalities, single
 from consilience.distributed import gather_rows
 from consilience.encoders.maps import map_encoder
-from consilience.errors import InputError
+from consilience.errors import InputError, need_positive, need_share
 from consilience.losses.complexity import complexity_aware, feature_activation
 from consilience.losses.contrastive import info_nce
 from consilience.memory.momentum import Twin
@@ -105,12 +105,8 @@ class CLICConfig:
     """Of encoder and head (MoCo v2: SGD 0.9, weight decay 1e-4, lr 0.03 at batch 256, cosine)."""
 
     def __post_init__(self) -> None:
-        for name in ("tau", "image_size", "width", "queue"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a positive number")
-        for name in ("queue_share", "expand_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a share from 0 to 1")
+        need_positive(self, "tau", "image_size", "width", "queue")
+        need_share(self, "queue_share", "expand_share")
         if self.cal_weight < 0:
             raise InputError(f"--method.cal_weight {self.cal_weight}: expected 0 (off) or a positive weight")
 

@@ -29,7 +29,7 @@ from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Batch, Kind, Modalities
 from consilience.distributed import gather_rows
 from consilience.encoders.patches import TokenConfig, Tokens
-from consilience.errors import InputError
+from consilience.errors import InputError, need_positive, need_share
 from consilience.heads.fusion import Fusion
 from consilience.heads.hash import Alpha, HashHead, prefixes, slope
 from consilience.heads.masked import MaskedDecoder
@@ -127,12 +127,8 @@ class CMAHConfig(TokenConfig):
         super().__post_init__()
         if self.bits < 8 or self.bits % 8:
             raise InputError(f"--method.bits {self.bits}: codes are packed into bytes; give a multiple of 8")
-        for name in ("tau", "epochs", "batch_size", "decoder_depth"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a positive number")
-        for name in ("mask_points", "mask_image", "debias"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a share from 0 to below 1")
+        need_positive(self, "tau", "epochs", "batch_size", "decoder_depth")
+        need_share(self, "mask_points", "mask_image", "debias", whole=False)
         if self.memory and (self.debias or self.contrast == "ranking"):
             raise InputError("--method.memory gives negatives to plain InfoNCE; drop it, or debias and ranking")
 

@@ -26,7 +26,7 @@ from consilience.data.schema import Batch, Modalities, Target, single
 from consilience.distributed import gather_rows
 from consilience.encoders.maps import map_encoder
 from consilience.encoders.weights import load_part
-from consilience.errors import InputError
+from consilience.errors import InputError, need_share
 from consilience.heads.complexity import ICNetHead
 from consilience.methods.base import EncodeAll, Method, Optimiser, Phase, Progress, Task
 from consilience.methods.registry import register
@@ -84,9 +84,7 @@ class ICNetConfig:
     def __post_init__(self) -> None:
         if self.highest <= self.lowest:
             raise InputError(f"--method.highest {self.highest}: expected more than lowest ({self.lowest})")
-        for name in ("map_weight", "label_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a share from 0 to 1")
+        need_share(self, "map_weight", "label_fraction")
         for name in ("width", "side", "slam", "hidden"):
             if getattr(self, name) < 1:
                 raise InputError(f"--method.{name} {getattr(self, name)}: expected 1 or more")

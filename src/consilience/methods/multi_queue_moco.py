@@ -30,7 +30,7 @@ from consilience.data.decode import DecodeConfig
 from consilience.data.schema import Batch, Modalities, Target, single
 from consilience.distributed import gather_rows
 from consilience.encoders.maps import map_encoder
-from consilience.errors import InputError, unknown
+from consilience.errors import InputError, need_positive, unknown
 from consilience.heads.density import DensityDecoder, Refiner, in_tiles
 from consilience.losses.density import Background, bayesian_loss, map_loss
 from consilience.losses.multi_queue import Positives, multi_queue_nce, to_normal_nce
@@ -108,9 +108,7 @@ class MultiQueueConfig:
     """Of stage 2."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "tile", "sigma", "places", "dim", "tau", "batch_size", "image_size"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"--method.{name} {getattr(self, name)}: expected a positive number")
+        need_positive(self, "stride", "tile", "sigma", "places", "dim", "tau", "batch_size", "image_size")
         if not 0 <= self.synthesis <= 1 / 3:
             raise InputError(f"--method.synthesis {self.synthesis}: expected a share from 0 to 1/3")
         if self.crops.size > self.image_size or self.crops.size % self.stride or self.image_size % self.stride:
