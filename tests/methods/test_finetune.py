@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from consilience.data.schema import Batch, Kind
@@ -106,3 +108,10 @@ def test_probabilities() -> None:
     method = Finetune(FinetuneConfig(classes=3, **SIZES), {"image": Kind.GREY}, 4).eval()
     found = method.classify(batch([0, 1, 2]))
     torch.testing.assert_close(found.sum(1), torch.ones(3))
+
+
+def test_pictures_without_labels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "data" / "a.png")
+    with pytest.raises(InputError, match="has labels of 0 classes and a classifier needs two or more; import labels"):
+        train("finetune", str(tmp_path / "data"), tmp_path / "run", quiet=True)

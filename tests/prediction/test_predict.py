@@ -121,3 +121,17 @@ def test_a_run_for_retrieval_predicts_nothing(judge: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(judge.method), "task", Task.RETRIEVAL)
     with pytest.raises(InputError, match="a run for retrieval; it has vectors to search with, no predictions"):
         predicting.predictor_of(judge)
+
+
+def test_training_points_to_what_the_run_is_for(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "clic", "--data", str(pictures), "--config", "clic-tiny", "-o", str(tmp_path / "run"), "--quiet"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert f"consilience predict {tmp_path / 'run'} PICTURE" in told
+    assert "consilience index" not in told
+    words[1], words[7] = "multi-queue-moco", str(tmp_path / "other")
+    words[5] = "multi-queue-moco-tiny"
+    assert main(words) == 2
+    assert "has no column 'weather', which multi-queue-moco learns from" in capsys.readouterr().err

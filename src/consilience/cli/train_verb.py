@@ -73,6 +73,7 @@ def summary(done: Any) -> dict[str, Any]:
         "steps": max((record["step"] for record in records), default=0),
         "loss": losses[-1] if losses else None,
         "agreement": kept(last) if last else None,
+        "task": str(done.method.task),
         "quarantined": len(quarantined(done)),
         "report": str(write_run_report(done)),
     }
@@ -132,4 +133,7 @@ def show(result: dict[str, Any]) -> None:
         )
     print(f"report  {result['report']}")
     print(f"next    {command('evaluate', result['run'])}")
-    print(f"        {command('index', result['table'], '--run', result['run'])}")
+    if result["task"] == "retrieval":
+        print(f"        {command('index', result['table'], '--run', result['run'])}")
+    else:
+        print(f"        {command('predict', result['run'], 'PICTURE')}")

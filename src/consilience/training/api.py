@@ -20,7 +20,7 @@ from consilience.data.schema import Modalities
 from consilience.data.table import Table, is_table
 from consilience.data.targets import class_names
 from consilience.distributed import rank, world_size
-from consilience.errors import ConsilienceError, InputError, unknown
+from consilience.errors import ConsilienceError, InputError
 from consilience.heads.released import SUFFIXES
 from consilience.methods.base import Method
 from consilience.methods.registry import find
@@ -151,7 +151,10 @@ def _balance(train: TrainConfig, table: Table, name: str) -> str | None:
         told = ", ".join(cls.targets) or "no columns"
         raise InputError(f"--train.balance {column}: {name} learns from {told}; choose one of them, or none")
     if column not in table.columns:
-        raise unknown(f"column of {table.path}", column, table.columns)
+        raise InputError(
+            f"{table.path} has no column {column!r}, which {name} learns from and balances its batches by; import it "
+            "with the data"
+        )
     return column
 
 
@@ -181,7 +184,13 @@ def settled(config: Any, table: Table) -> Any:
     """The configuration with the sizes, the tokenizer, the names of weathers and the number of classes that it leaves
     open as the Table has them."""
     if getattr(config, "classes", None) == 0:
-        config = replace(config, classes=len(class_names(table, "label")))
+        names = class_names(table, "label")
+        if len(names) < 2:
+            raise InputError(
+                f"{table.path} has labels of {len(names)} classes and a classifier needs two or more; import labels "
+                "with the data (class folders, a column label)"
+            )
+        config = replace(config, classes=len(names))
     if getattr(config, "weathers", None) == "" and "weather" in table.columns:
         config = replace(config, weathers=",".join(class_names(table, "weather")))
     encoders = getattr(config, "encoders", None)
