@@ -281,3 +281,22 @@ def test_codes_of_one_training_at_several_lengths(
         )
         assert figures["hamming"]["bits"] == bits
         assert found["results"][f"{entry} at {bits} bits"]["values"] == [figures["hamming"]["mean_map"]]
+
+
+PLANS = sorted(path.stem for path in (Path(experiment.__file__).parents[1] / "recipes" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_shipped_plan_names_what_exists(name: str) -> None:
+    from consilience.methods.registry import find
+    from consilience.training.config import TrainConfig
+    from consilience.training.configure import merge, read_yaml
+
+    plan = read_yaml(name, "experiments")
+    for margin in plan.get("margins") or [plan["margin"]]:
+        assert {margin["of"], margin["over"]} <= set(plan["entries"])
+    for entry in plan["entries"].values():
+        of = find((entry or {}).get("method", plan["method"])).cls.Config()
+        known = {key: value for key, value in plan.get("method_config", {}).items() if key in vars(of)}
+        merge(merge(of, known), (entry or {}).get("method_config", {}))
+        merge(TrainConfig(), {**plan.get("train", {}), **(entry or {}).get("train", {})})
